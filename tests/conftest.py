@@ -9,6 +9,7 @@ import io
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from beitcli.engine.pretrain import pretrain
 from beitcli.engine.train_tokenizer import train_tokenizer
 from tests.helpers.scenes import NAMES, save_scene
 
+_CACHE = tempfile.TemporaryDirectory(prefix="beit-tests-")
 CLASSES = {"blue": (40, 70, 210), "green": (50, 180, 60), "red": (220, 60, 40)}
 IMAGES_PER_CLASS = 8
 
@@ -55,6 +57,7 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for name in [name for name in os.environ if name.startswith("BEIT_")]:
         del os.environ[name]  # settings of the person at the keyboard are none of the tests'
+    os.environ["BEIT_CACHE_DIR"] = _CACHE.name  # nor is what that person has cached
 
 
 def save_picture(path: Path, colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (40, 36)) -> Path:

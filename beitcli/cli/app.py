@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from beitcli import __version__
-from beitcli.cli.command_table import ALL, BY_NAME, COMMANDS, COMPLETING, unknown_command
+from beitcli.cli.command_table import ALL, BY_NAME, COMMANDS, COMPLETING, HELP, unknown_command
 from beitcli.cli.console import CommandConsole
 from beitcli.cli.help_page import program_help
 from beitcli.cli.streams import close_stdout, open_closed_streams, stdout_error, write_stdout
@@ -74,7 +74,10 @@ def _answer(arguments: list[str]) -> int:
 
 def _help_as_option(arguments: list[str]) -> list[str]:
     """`beit help` and `beit help COMMAND` are `beit --help` and `beit COMMAND --help`; `beit help --man` is roff."""
-    return [*arguments[1:2], "--help"] if arguments[:1] == ["help"] else arguments
+    if arguments[:1] != [HELP[0]]:
+        return arguments
+    about = [word for word in arguments[1:] if word not in (HELP[0], "-h", "--help")][:1]
+    return [ALL] if about == [ALL] else [*about, "--help"]
 
 
 def run() -> None:

@@ -110,15 +110,16 @@ COMMANDS = (
     Command("env", "About", "Show versions, machine and GPUs, for a bug report."),
     Command("cache", "About", "Show what is in the cache folder, or delete from it."),
 )
+HELP = ("help", "About", "Show the help of a command, or with --man a manual page of all.")  # parsed by `app`
 BY_NAME = {command.name: command for command in COMMANDS}
 
 
 def unknown_command(name: str) -> UsageError:
     """Returns the error of a word that is no command, with the nearest one."""
-    from beitcli.config.fields import suggestion
+    from beitcli.config.nearest import suggestion
     from beitcli.config.synonyms import COMMANDS as SYNONYMS
     from beitcli.errors import UsageError
 
     meant = SYNONYMS.get(name.lower())
-    hint = f"Did you mean `{meant}`?" if meant else suggestion(name, BY_NAME)
+    hint = f"Did you mean `{meant}`?" if meant else suggestion(name, [*BY_NAME, HELP[0]])
     return UsageError(f"There is no command '{name}'.", f"{hint} See `beit --help`.".strip())

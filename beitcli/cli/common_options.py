@@ -1,6 +1,7 @@
 """Which options `--help` shows; `--help-all` shows all.
 
-The commands with most options name those that `--help` shows; the others hide those of several machines alone.
+The commands with most options name those that `--help` shows, among them all that their messages advise; the others
+hide those of several machines alone.
 """
 
 from __future__ import annotations
@@ -12,16 +13,27 @@ from beitcli.config.fields import Setting
 _TRAINING = (
     *("split", "limit", "recipe", "config", "out", "resume", "dry_run", "log_to"),
     *("epochs", "steps", "batch_size", "lr"),
+    *("micro_batch", "warmup_steps", "measure_share", "max_bad", "pages", "intensity_range"),
 )
 _MACHINE = ("device", "precision", "gpus", "workers", "seed")
 _OF_COMMAND: dict[str, tuple[str, ...]] = {
-    "pretrain": ("model", "tokenizer", "masking", "ratio", "num_masked", "image_size", "token_cache"),
-    "finetune": ("init", "task", "head", "val", "size", "layer_decay", "drop_path", "classes"),
+    "pretrain": (
+        *("model", "tokenizer", "masking", "ratio", "num_masked", "image_size", "patch_size", "token_cache"),
+        *("tokenizer_steps", "min_block"),
+    ),
+    "finetune": (
+        *("init", "task", "head", "val", "holdout", "size", "patch_size", "layer_decay", "drop_path", "classes"),
+        *("problem", "ignore_index", "reduce_zero_label"),
+    ),
     "train-tokenizer": ("kind", "vocab_size", "size", "teacher"),
 }
 _COMMON: dict[str, tuple[str, ...]] = {
     **{name: (*_TRAINING, *_MACHINE, *own) for name, own in _OF_COMMAND.items()},
-    "eval": ("split", "protocol", "train", "layer", "k", "size", "batch_size", "limit", *_MACHINE),
+    "eval": (
+        *("split", "protocol", "train", "layer", "k", "size", "batch_size", "limit", *_MACHINE),
+        *("pages", "intensity_range", "max_bad", "tokenizer", "pool", "feature_cache"),
+        *("ignore_index", "reduce_zero_label"),
+    ),
 }
 _FURTHER = {"nodes", "rdzv_endpoint", "rdzv_timeout", "process_timeout", "max_restarts"}
 

@@ -34,7 +34,7 @@ def completer(command: str, setting: Setting) -> Callable[[str], list[str]] | No
     if setting.name == "tokenizer_recipe":
         return _among(lambda: recipe_names("train-tokenizer"))
     if (command, setting.name) == ("recipes", "name"):
-        return _among(_every_recipe)
+        return _among(lambda: [*_every_recipe(), *(folder.name for folder in RECIPES.iterdir())])
     suffixes = how.suffixes or [each for each in how.offered if each.startswith(".")]
     if suffixes:
         return lambda incomplete: _with_suffix(incomplete, suffixes)

@@ -25,6 +25,7 @@ from beitcli.cli.tables import (
     rows_table,
 )
 from beitcli.cli.terminal_style import style_of
+from beitcli.cli.wrapping import wrapped
 from beitcli.errors import BeitError, Stopped, StorageError, UsageError
 from beitcli.escaping import terminal, terminal_line
 
@@ -96,6 +97,10 @@ class CommandConsole:
         Characters that stdout cannot encode are written as `\\udcff`.
         """
         self._print_raw(terminal_line(text) if sys.stdout.isatty() else text)
+
+    def print_sentences(self, text: str) -> None:
+        """As `print_line`, on a terminal wrapped at words."""
+        self._print_raw(_for_screen(terminal_line(text), sys.stdout) if sys.stdout.isatty() else text)
 
     def print_text(self, text: str) -> None:
         """Prints text of several lines, none of which is a stranger's."""
@@ -277,7 +282,8 @@ class CommandConsole:
         self._print_told(terminal_line(text), style)
 
     def _print_told(self, text: str, style: str = "") -> None:
-        """Prints text on stderr, above the bar if there is one."""
+        """Prints text on stderr, above the bar if there is one; on a terminal wrapped at words."""
+        text = _for_screen(text, Stderr())
         if self._bar is not None:
             self.console.print(text, style=style, markup=False)
             return
@@ -321,7 +327,7 @@ class CommandConsole:
         if self.debug:
             import traceback
 
-            self._print_told(terminal("".join(traceback.format_exception(error)).rstrip()))
+            Stderr().write(terminal("".join(traceback.format_exception(error)).rstrip()) + "\n")
         if isinstance(error, BeitError):
             message, hint = error.message, error.hint
         else:
@@ -331,7 +337,12 @@ class CommandConsole:
         message, hint = terminal_line(message), terminal(hint)  # hints may list several ways out
         self._print_told(f"{word}: {message}", style)
         if hint:
-            self._print_told(f"  {hint}")
+            self._print_told("\n".join(f"  {line.strip()}" for line in hint.split("\n")))
+
+
+def _for_screen(text: str, stream: Any) -> str:
+    """Returns text wrapped for a terminal; for a pipe or a file as it is."""
+    return wrapped(text, style_of(stream).width) if stream.isatty() else text
 
 
 def to_dict(report: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from beitcli.cli.command_table import COMMANDS
+from beitcli.cli.command_table import BY_NAME, COMMANDS, HELP
 from beitcli.cli.terminal_style import Style, style_of
 
 _FEWEST_COLUMNS = 40
@@ -22,6 +22,7 @@ _COMMAND_SHARE = 0.25  # for the names of commands
 _LAST = ("Machine", "Output")  # panels, after those of the command's own
 _KEPT = "\xa0"  # a space at which no line ends
 _DEFAULT = re.compile(r"\[default: [^\]]*\]")
+_WITH_VALUE = re.compile(r"(?<= )(--?[a-z][a-z-]*) (?=[^-\s|])")  # an option, before its value
 _REMARK = "     "  # before what an example says of itself
 _INTRO = """BEiT: BERT pre-training of image Transformers, from the command line.
 
@@ -60,6 +61,8 @@ def program_help() -> str:
     panels = {"Options": list(OWN_OPTIONS)}
     for panel, commands in groupby(COMMANDS, lambda command: command.panel):
         panels[panel] = [Row(command.name, "", command.summary) for command in commands]
+    name, panel, summary = HELP
+    panels[panel].append(Row(name, "", summary))
     return _page("Usage: beit [OPTIONS] COMMAND [ARGS]...", _INTRO, panels)
 
 
@@ -77,8 +80,20 @@ def command_help(command: Any, ctx: Any) -> str:
             panels.setdefault(panel, []).append(Row(*_label(param), param.help or ""))
     in_order = sorted(panels, key=lambda name: _LAST.index(name) if name in _LAST else -1)
     return _page(
-        command.get_usage(ctx), command.help or "", {name: panels[name] for name in in_order}, command.epilog or ""
+        _usage(command, ctx), command.help or "", {name: panels[name] for name in in_order}, command.epilog or ""
     )
+
+
+def _usage(command: Any, ctx: Any) -> str:
+    """Returns the line of usage, in which brackets stand around what may be left out."""
+    from beitcli.config.fields import settings_of  # which the help of the program does without
+
+    usage: str = command.get_usage(ctx)
+    for setting in settings_of(BY_NAME[command.name].config).values() if command.name in BY_NAME else ():
+        if setting.option.argument and setting.option.required:
+            word = setting.option.metavar or setting.name.upper()
+            usage = usage.replace(f"[{word}]", word)
+    return usage
 
 
 def _page(usage: str, intro: str, panels: Mapping[str, list[Row]], after: str = "") -> str:
@@ -111,8 +126,9 @@ def _example(line: str, width: int) -> list[str]:
     if len(line) <= width:
         return [line]
     command, _, remark = line.partition(_REMARK)
-    lines = _wrapped(command, width - 2, after="      ")
+    lines = _wrapped(_WITH_VALUE.sub(rf"\1{_KEPT}", command), width - 2, after="      ")
     lines = [f"{each} \\" for each in lines[:-1]] + lines[-1:]
+    lines = [line.replace(_KEPT, " ") for line in lines]
     return lines + _wrapped(f"    # {remark.strip()}", width, after="    # ") if remark else lines
 
 

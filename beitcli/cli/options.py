@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any
@@ -16,7 +16,8 @@ from beitcli.cli import multi_process as processes
 from beitcli.cli.command_table import ALL, COMPLETING, Command, Declaration
 from beitcli.cli.common_options import is_common
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.path_checks import check_command
+from beitcli.cli.new_folders import tell_new_folders
+from beitcli.cli.path_checks import check_command, hold_resumed
 from beitcli.cli.signal_exit import ImmediateStop, immediate_stop_on_signal
 from beitcli.cli.streams import close_stdout, with_way_out
 from beitcli.cli.typer_commands import CommandWithPage
@@ -62,10 +63,12 @@ def register(app: typer.Typer, command: Command, known_settings: Callable[[], se
                         console.on_event(Warned(said))
                 if place is None:
                     check_command(resolved.config, console.on_event)
+                    tell_new_folders(resolved.config, console.on_event)
                 elif place.restarts:
                     processes.tell_restart(place, resolved.config, console)
                 if not processes.run_multi_process(resolved.config, words, console):
                     console.say_starting()
+                    _held = hold_resumed(resolved.config) if place is None else None  # until the command ends
                     declared.run(resolved.config, console)
                 processes.shutdown()
         except ReaderGone as gone:
@@ -88,18 +91,12 @@ def register(app: typer.Typer, command: Command, known_settings: Callable[[], se
         each for each in settings.values() if shows_help and ALL not in words and not is_common(command.name, each)
     ]
     fewer = [each for each in fewer if not each.option.hidden and (not hides or each.belongs_to(task))]
-    arguments = [_parameter(command.name, setting, "") for setting in settings.values() if setting.option.argument]
-    options = [
-        _parameter(
-            command.name,
-            setting,
-            _default(setting, of_recipe, recipe),
-            hidden=setting.option.hidden or setting in fewer or (hides and not setting.belongs_to(task)),
-        )
-        for setting in settings.values()
-        if not setting.option.argument
-    ]
-    callback.__signature__ = inspect.Signature([*arguments, *options, *_shell_options(declared)])  # type: ignore[attr-defined]
+
+    def is_hidden(setting: Setting) -> bool:
+        return setting.option.hidden or setting in fewer or (hides and not setting.belongs_to(task))
+
+    parameters = _parameters(command.name, settings.values(), of_recipe, recipe, is_hidden)
+    callback.__signature__ = inspect.Signature([*parameters, *_shell_options(declared)])  # type: ignore[attr-defined]
     callback.__annotations__ = {}
     text = _help(command) + (_other_tasks(command, settings["task"], task) if task is not None else "")
     app.command(
@@ -188,9 +185,11 @@ def _resume_hint(config_class: type, flags: dict[str, Any]) -> str:
 
 
 def _default(setting: Setting, of_recipe: dict[str, Any], recipe: str) -> str:
-    """Returns `[default: ...]` for the help: the recipe's value if it has one, else the setting's default."""
+    """Returns `[default: ...]` for the help: the recipe's value if it has one, else the setting's; or `[required]`."""
     if of_recipe.get(setting.name) is not None:
         value, source = of_recipe[setting.name], f", recipe {recipe}"
+    elif setting.option.required and not setting.option.argument and setting.default in (None, "", ()):
+        return "[required]"
     else:
         excluded = any(setting.name in pair and not of_recipe.keys().isdisjoint(pair) for pair in EXCLUSIVE)
         value, source = None if excluded else setting.default, ""
@@ -201,6 +200,23 @@ def _default(setting: Setting, of_recipe: dict[str, Any], recipe: str) -> str:
     plain = f"{value:g}" if isinstance(value, float) else setting.plain(value)
     shown = ", ".join(map(str, plain)) if isinstance(plain, tuple) else plain
     return f"[default: {shown}{source}]"
+
+
+def _parameters(
+    command: str,
+    settings: Iterable[Setting],
+    of_recipe: dict[str, Any],
+    recipe: str,
+    is_hidden: Callable[[Setting], bool],
+) -> list[inspect.Parameter]:
+    """Returns the arguments of a command, then its options."""
+    arguments_first = sorted(settings, key=lambda setting: not setting.option.argument)
+    return [
+        _parameter(command, each, _default(each, {}, ""))
+        if each.option.argument
+        else _parameter(command, each, _default(each, of_recipe, recipe), hidden=is_hidden(each))
+        for each in arguments_first
+    ]
 
 
 def _parameter(command: str, setting: Setting, default: str, *, hidden: bool = False) -> inspect.Parameter:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beitcli.cli.data_checks import OpenedInputs
-from beitcli.config.attn_map import ATTENTION_SUFFIXES
+from beitcli.config.attn_map import ATTENTION_SUFFIXES, ONE_OF_ALL
 from beitcli.config.tasks import TASKS, task_of_kind
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _attention(config: Any, opened: OpenedInputs, inputs: ProtectedInputs) -> No
         return
     from beitcli.engine.io.outputs import output_files
 
-    formats, of_all = ATTENTION_SUFFIXES, config.formats_of_all
+    formats, of_all = ATTENTION_SUFFIXES, ONE_OF_ALL
     output_files(config.output, opened.source, formats, inputs, overwrite=config.overwrite, of_all=of_all, makes=False)
 
 

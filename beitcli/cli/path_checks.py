@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beitcli.config.data_formats import is_data_word
-from beitcli.config.fields import settings_of, suggestion
+from beitcli.config.fields import settings_of
+from beitcli.config.nearest import suggestion
 from beitcli.errors import BeitError
 from beitcli.tokenizers.pretrained import words
 
@@ -46,6 +47,20 @@ def check_command(config: Any, on_event: OnEvent) -> None:
 
     model = check_models(config)
     check_outputs(config, check_data(config, model, on_event))
+
+
+def hold_resumed(config: Any) -> object:
+    """Locks the run that a command goes on with, and returns the lock: while torch is loaded the run is `running`.
+
+    Raises:
+        UsageError: Another process works on it.
+    """
+    out = getattr(config, "out", None)  # of a training
+    if not out or not config.resume or config.dry_run or not os.path.isfile(os.path.join(out, "config.toml")):
+        return None
+    from beitcli.runtime.storage.run_dir import hold_run
+
+    return hold_run(Path(out))
 
 
 def _is_light(config: Any) -> bool:
@@ -102,6 +117,8 @@ def _require_model(config: Any, named: dict[str, list[str]]) -> None:
 def _require_format(config: Any) -> None:
     setting, output = settings_of(type(config)).get("output"), getattr(config, "output", None)
     suffixes = setting.option.suffixes if setting is not None else ()
+    if config.command == "mask-preview" and not config.animate:
+        suffixes = tuple(suffix for suffix in suffixes if suffix != ".gif")
     if not output or not suffixes or output.lower().endswith(suffixes) or config.command == "embed":
         return
     if config.command == "tokenize":

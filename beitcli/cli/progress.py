@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from beitcli.escaping import terminal_line
-from beitcli.runtime.metric_text import HELD_OUT, HELD_OUT_LABEL, TRAIN_LABEL, figure_texts, key_figures
+from beitcli.runtime.metric_text import HELD_OUT, TRAIN_LABEL, figure_texts, key_figures, measured_label
 from beitcli.runtime.signals import signal_words, stop_requested
 
 if TYPE_CHECKING:
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
     from beitcli.engine.events import Progress
 
-LINE_COLUMNS = 120  # of a line that is printed; what does not fit is in metrics.jsonl
+LINE_COLUMNS = 150  # of a line that is printed; what does not fit is in metrics.jsonl
 _LINE_SECONDS = 5.0  # between two plain lines with metrics
 _COUNT_SECONDS = 10.0  # between two plain lines without metrics; a shorter job prints none
 _SAMPLE_SECONDS = 0.5  # between two points of the speed
 _SAMPLES = 60
+_COUNTS = ("images", "measured_images")  # metrics that say how many images were measured
 
 
 class Pace:
@@ -124,7 +125,7 @@ class LiveProgress:
         task = self._tasks[event.phase]
         new: dict[str, Any] = {"left": pace.left(event.done, event.total)}
         if event.metrics:
-            figures = _live_figures(event.metrics, event.classes)
+            figures = _live_figures(event.metrics, event.classes, on_training=event.on_training)
             new |= {"speed_text": "  ".join(speed_texts(event.metrics)), "figures": figures}
         self._bar.update(task, completed=event.done, total=event.total or None, **new)
 
@@ -182,21 +183,23 @@ def _bar(console: Console) -> Bar:
     )
 
 
-def _live_figures(metrics: dict[str, float], classes: int = 0) -> list[str]:
+def _live_figures(metrics: dict[str, float], classes: int = 0, *, on_training: bool = False) -> list[str]:
     """Returns the figures below the bar; those of held-out images are printed at each save, where they have a line."""
     metrics = {name: value for name, value in metrics.items() if name != "images_per_second"}
     if key_figures(metrics):  # which 80 columns have no room beside
         trained = {name: value for name, value in metrics.items() if not name.startswith(HELD_OUT)}
         return figure_texts(trained, classes)
-    texts = figure_texts(metrics, classes)
+    texts = figure_texts(metrics, classes, on_training=on_training)
     return [f"{TRAIN_LABEL} {texts[0]}", *texts[1:]] if any(name.startswith(HELD_OUT) for name in metrics) else texts
 
 
 def held_out_line(event: Progress, columns: int = LINE_COLUMNS) -> str:
     """Returns the line of a save with the metrics of held-out images that fit; empty if the event has none."""
     held_out = {name: value for name, value in event.metrics.items() if name.startswith(HELD_OUT)}
-    texts = figure_texts({name.removeprefix(HELD_OUT): value for name, value in held_out.items()}, event.classes)
-    begin = f"{event.phase}: {event.unit} {event.done:,}, {HELD_OUT_LABEL}"
+    figures = {name.removeprefix(HELD_OUT): value for name, value in held_out.items()}
+    texts = figure_texts({name: value for name, value in figures.items() if name not in _COUNTS}, event.classes)
+    images = next((held_out[f"{HELD_OUT}{name}"] for name in _COUNTS if f"{HELD_OUT}{name}" in held_out), None)
+    begin = f"{event.phase}: {event.unit} {event.done:,}, {measured_label(images, on_training=event.on_training)}"
     return f"{begin} {fitting(texts, columns - len(begin) - 1)}" if texts else ""
 
 

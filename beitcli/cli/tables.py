@@ -37,6 +37,8 @@ def in_words(report: Mapping[str, Any], epochs: float | None = None) -> dict[str
             shown["top1"] = f"{report['top1']:.4f} (95%: {_interval_text(interval)})"
         if (baseline := report.get(_BASELINE)) is not None:
             shown[_BASELINE] = f"{baseline:.4f} (always guessing the most frequent class)"
+    if "masked_accuracy" in shown and (baseline := report.get(_BASELINE)) is not None:
+        shown[_BASELINE] = f"{baseline:.4g} (always guessing the most frequent token)"
     if (error := shown.pop("masked_accuracy_std_error", None)) is not None:
         shown["masked_accuracy"] = f"{report['masked_accuracy']:.4g} (standard error {error:.1g})"
     if "measured_on" in shown:

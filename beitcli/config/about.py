@@ -14,7 +14,13 @@ KEY_FIGURES = ("top1", "miou", "ap", "masked_accuracy", "psnr", "cosine", "perpl
 @dataclass(frozen=True, kw_only=True)
 class RecipesConfig:
     command: ClassVar[str] = "recipes"
-    name: str = option("", "Recipe to show; without it, list all.", argument=True, panel="Data", metavar="NAME")
+    name: tuple[str, ...] = option(
+        (),
+        "Recipe to show, command whose recipes to list, or both in either order; without it, list all.",
+        argument=True,
+        panel="Data",
+        metavar="NAME",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

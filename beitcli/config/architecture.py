@@ -5,15 +5,24 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from beitcli.config.fields import suggestion
+from beitcli.config.nearest import suggestion
 from beitcli.errors import UsageError
 
 Kind = str  # `masked-image-model`, `backbone`, `tokenizer`, or that of a task (`config.tasks`)
 
+_IN_WORDS = {
+    "masked-image-model": "a pretrained model, not finetuned yet",
+    "backbone": "a backbone without a head",
+}
 Pooling = Literal["mean", "token"]
 
 
 Positions = Literal["absolute", "shared", "per-block"]
+
+
+def kind_in_words(kind: Kind) -> str:
+    """Returns a kind of checkpoint as a message says it: `a classifier`, `a pretrained model, not finetuned yet`."""
+    return _IN_WORDS.get(kind) or f"{'an' if kind[:1] in 'aeiou' else 'a'} {kind}"
 
 
 @dataclass(frozen=True, kw_only=True)

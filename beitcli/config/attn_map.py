@@ -13,7 +13,7 @@ from beitcli.config.fields import option
 from beitcli.errors import UsageError
 
 ATTENTION_SUFFIXES = (".png", ".html", ".npy", ".svg", ".pdf")
-_OF_ALL = (".html", ".svg", ".pdf")  # one file for all images
+ONE_OF_ALL = (".png", ".html", ".svg", ".pdf")  # one file for all images
 _POINT = re.compile(r"\s*(-?[0-9]{1,9})\s*,\s*(-?[0-9]{1,9})\s*")
 
 
@@ -51,7 +51,8 @@ class AttnMapConfig(Job):
     smooth: bool = option(False, "Interpolate between patches instead of drawing blocks.", panel="Output")
     figure: bool = option(
         False,
-        "Use the layout of the paper's Figure 2, a row for each image: .png, .svg or .pdf (always for the last two).",
+        "Use the layout of the paper's Figure 2, a row for each image: .png, .svg or .pdf (always for the last two, "
+        "and for several images in one .png).",
         panel="Output",
     )
     page_mb: float = option(
@@ -59,8 +60,8 @@ class AttnMapConfig(Job):
     )
     output: str | None = option(
         None,
-        "Picture (.png), page (.html), figure (.svg, .pdf) or array (.npy). Several inputs: one page or figure, "
-        "else a folder.",
+        "Picture (.png), page (.html), figure (.svg, .pdf) or array (.npy). Several inputs: one picture, page or "
+        "figure of all, or a folder.",
         panel="Output",
         flags=("-o", "--output"),
         metavar="OUT",
@@ -85,11 +86,6 @@ class AttnMapConfig(Job):
     def points(self) -> list[tuple[int, int]]:
         """The (x, y) of `--point`."""
         return [parse_point(text) for text in self.point]
-
-    @property
-    def formats_of_all(self) -> tuple[str, ...]:
-        """The suffixes of files that hold all images."""
-        return (".png", *_OF_ALL) if self.figure else _OF_ALL
 
 
 def parse_point(text: str) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from beitcli.config.bounds import UNBOUNDED, Bounds
+from beitcli.config.nearest import suggestion
 from beitcli.errors import UsageError
 
 Size = tuple[int, int]  # (H, W), in pixels or in patches
@@ -202,18 +203,6 @@ def refuse_unused_by(config: Any, kinds: Iterable[str], model: str) -> None:
             continue
         if getattr(config, name) != setting.default and not set(kinds).isdisjoint(setting.option.unused_by):
             raise UsageError(f"{setting.flag} has no effect on '{config.model}', {model}.", "Leave it out.")
-
-
-def suggestion(word: str, candidates: Iterable[str], prefix: str = "") -> str:
-    """Returns `Did you mean 'x'?`, or an empty string.
-
-    Args:
-        prefix: Common prefix of the candidates, for the output; it is not compared.
-    """
-    import difflib
-
-    close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
-    return f"Did you mean '{prefix}{close[0]}'?" if close else ""
 
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}

@@ -71,6 +71,15 @@ class FinetuneConfig(Sharded):
     val: str | None = option(
         None, "Labelled images to evaluate on; --limit does not apply to them.", panel="Data", metavar="DATA"
     )
+    holdout: int = option(
+        50,
+        "Images of DATA to measure on instead of learning from them, where there is neither --val nor a validation "
+        "split: at most a fifth of them, at least a twentieth.",
+        panel="Data",
+        metavar="N",
+        ge=0,
+        earlier=0,
+    )
     layer_decay: float = option(
         0.65,
         "Layer-wise decay: learning rate of a block over that of the next; 1 with --init random, "

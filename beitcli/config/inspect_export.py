@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from beitcli.config.common import MODEL_HELP, overwrite_option
 from beitcli.config.fields import option
+from beitcli.config.output_formats import require_folder_name
 
 LAYOUTS = {"timm": "timm's", "hf": "Hugging Face's", "official": "the release's .pth", "onnx": "an ONNX graph"}
 
@@ -37,3 +39,7 @@ class ExportConfig:
         metavar="DIR",
     )
     overwrite: bool = overwrite_option()
+
+    def __post_init__(self) -> None:
+        if self.to != "onnx" or Path(self.output).suffix.lower() != ".onnx":
+            require_folder_name(self.output)

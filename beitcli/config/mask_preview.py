@@ -75,7 +75,7 @@ class MaskPreviewConfig(Job):
     )
     model: str | None = option(
         None,
-        f"Masked image model, whose masks and predictions of hidden patches to draw. {MODEL_HELP}.",
+        f"A pretrained model, whose masks and guesses of what is hidden to draw. {MODEL_HELP}.",
         panel="Model",
         metavar="MODEL",
     )

@@ -10,6 +10,7 @@ from beitcli.config.data_formats import data_help
 from beitcli.config.fields import Unused, check_bounds, option
 from beitcli.config.intensity import HELP_WITHOUT_MODEL as INTENSITY_HELP
 from beitcli.config.intensity import parse_intensity
+from beitcli.config.output_formats import require_folder_name
 from beitcli.errors import UsageError
 
 
@@ -72,3 +73,4 @@ class PackConfig:
         parse_intensity(self.intensity_range)
         if self.output == "-":
             raise UsageError("-o '-' is stdout, and shards need a folder.", "Give -o DIR.")
+        require_folder_name(self.output)

@@ -27,7 +27,7 @@ from functools import cache, cached_property, reduce
 from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from beitcli.config.fields import suggestion
+from beitcli.config.nearest import suggestion
 from beitcli.errors import UsageError
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from beitcli.config.fields import Setting, coerce, settings_of, suggestion, with_origins
+from beitcli.config.fields import Setting, coerce, settings_of, with_origins
+from beitcli.config.nearest import suggestion
 from beitcli.config.synonyms import suggested_setting
 from beitcli.config.tasks import TASKS
 from beitcli.errors import UsageError
@@ -20,9 +21,8 @@ from beitcli.escaping import shell_word
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 EXCLUSIVE = (("steps", "epochs"), ("num_masked", "ratio"), ("warmup_steps", "warmup_epochs"))
-RESERVED_VARIABLES = {
-    *("BEIT_CACHE_DIR", "BEIT_DEBUG", "BEIT_LAUNCH", "BEIT_LAUNCHER", "BEIT_STREAM_CACHE_GB", "BEIT_TERMINAL_IMAGES"),
-}
+_OTHERS = ("CACHE_DIR", "DEBUG", "LAUNCH", "LAUNCHER", "STREAM_CACHE_GB", "TERMINAL_IMAGES")
+RESERVED_VARIABLES = {f"BEIT_{name}" for name in _OTHERS}
 
 Config = TypeVar("Config")
 
@@ -388,13 +388,13 @@ def dump_toml(config: Any, header: str = "") -> str:
     """Formats a config as TOML: every saved setting that its task uses, defaults included."""
     printable = ["".join(c if c.isprintable() else "?" for c in line) for line in header.splitlines()]
     lines = [f"# {line}" for line in printable] + [f'command = "{config.command}"']
-    panel = ""
+    panels: dict[str, list[str]] = {}
     for name, setting in settings_of(type(config)).items():
         if not setting.option.saved or not setting.belongs_to(_task_of(config)):
             continue
-        if setting.option.panel != panel:
-            panel = setting.option.panel
-            lines += ["", f"# {panel}"]
         value = setting.plain(getattr(config, name))
-        lines.append(f"# {name} is not set" if value is None else f"{name} = {to_toml(value)}")
+        line = f"# {name} is not set" if value is None else f"{name} = {to_toml(value)}"
+        panels.setdefault(setting.option.panel, []).append(line)
+    for panel, settings in panels.items():
+        lines += ["", f"# {panel}", *settings]
     return "\n".join(lines) + "\n"

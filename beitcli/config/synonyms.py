@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from beitcli.config.fields import suggestion
+from beitcli.config.nearest import suggestion
 
 _OUTPUT = ("--output", "--out")
 _LENGTH = ("--epochs", "--steps")
@@ -20,6 +20,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {  # word -> options that may be meant; th
     "--output-dir": _OUTPUT,
     "--out-dir": _OUTPUT,
     "--save": _OUTPUT,
+    "--html": _OUTPUT,
+    "--report": _OUTPUT,
+    "--run": ("--model", "--init", "--out"),
     "--format": ("--to", "--encode", *_OUTPUT),
     "--to": ("--encode", *_OUTPUT),
     "--encode": ("--to", *_OUTPUT),

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from beitcli.config.common import Launched, overwrite_option
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import option
-from beitcli.config.output_formats import is_one_picture
+from beitcli.config.output_formats import is_one_picture, require_folder_name
 from beitcli.errors import UsageError
 
 
@@ -92,6 +92,9 @@ class TokenizeConfig(Launched):
         super().__post_init__()
         if self.decode and self.gpus > 1:
             raise UsageError(f"--gpus is {self.gpus}, but --decode computes in one process.", "Leave it out.")
+        require_folder_name(self.reconstruct, "--reconstruct")
+        if self.decode and self.output != "-":
+            require_folder_name(self.output)
         if self.resume and not self.decode and (self.output == "-" or self.stats):
             raise UsageError("--resume has no file of tokens to go on with.", "Give -o FILE, without --stats.")
         if self.resume and self.codebook:

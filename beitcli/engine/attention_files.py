@@ -60,7 +60,7 @@ class AttentionFiles:
             picture = mapped.crop_picture(448, 896)
             stored = mapped.crop.box, mapped.patches, mapped.layers
             self._explored.append(ExploredImage(path, picture, *stored, self._command(path)))
-        elif self.config.figure or self.suffix in _AS_FIGURE:
+        elif self.config.figure or self.is_of_all or self.suffix in _AS_FIGURE:
             self._rows += _figure_rows(mapped)
         elif self.suffix == ".npy":
             self.outputs[index].write(lambda file: np.save(file, mapped.maps))
@@ -133,7 +133,7 @@ class AttentionFiles:
         head = {"mean": "mean of the heads", "rollout": "rollout"}.get(str(names[0]), f"head {names[0]}")
         about = [
             self.mapper.checkpoint.reference,
-            f"layer {self.mapper.layer + 1} of {depth} (--layer {self.mapper.layer})",
+            f"layer {self.mapper.layer} (of 0 to {depth - 1})",
         ]
         about.append("all heads" if len(names) > 1 else head)
         if self.config.threshold is not None:

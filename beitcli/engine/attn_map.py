@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from beitcli.config.attn_map import ATTENTION_SUFFIXES, AttnMapConfig
+from beitcli.config.attn_map import ATTENTION_SUFFIXES, ONE_OF_ALL, AttnMapConfig
 from beitcli.config.intensity import with_models_intensity
 from beitcli.data.sources.base import Source
 from beitcli.engine.attention_files import AttentionFiles
@@ -56,7 +56,7 @@ def attn_map(
             ATTENTION_SUFFIXES,
             inputs,
             overwrite=config.overwrite,
-            of_all=config.formats_of_all,
+            of_all=ONE_OF_ALL,
         )
     files = AttentionFiles(config, mapper, outputs)
     documents = _documents(config, mapper, files, source, on_event)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from beitcli.config.cache import CacheConfig
 from beitcli.data.caches.feature_note import ABOUT, features_of
+from beitcli.data.sources.index_note import index_of
 from beitcli.errors import StorageError
 from beitcli.runtime.storage.cache_folder import cache_folder
 from beitcli.runtime.storage.own_files import remove_entry
@@ -59,7 +60,8 @@ class Entry:
         bytes: Size of its files.
         used: Last time that a file of it was written or read, in seconds since 1970; a note that `list` itself reads
             counts as written alone.
-        of: Of features: the model and the images that they are of; empty where that is not known.
+        of: Of features: the model and the images that they are of; of an index: the folder, tar or remote file. Empty
+            where that is not known.
     """
 
     kind: str
@@ -181,7 +183,7 @@ def _entries(folder: Path) -> Iterator[Entry]:
                 size += status.st_size
                 read = status.st_atime if kind != "features" or file.name != ABOUT else 0.0
                 used = max(used, status.st_mtime, read)
-            of = features_of(path) if kind == "features" else ""
+            of = features_of(path) if kind == "features" else index_of(path) if kind == "indexes" else ""
             yield Entry(kind, f"{name}/{path.name}", str(path), size, used, of)
 
 

@@ -57,6 +57,7 @@ class Progress(Event):
 
     Attributes:
         classes: Number of classes that are told apart, by which some metrics say nothing; 0 if unknown or none.
+        on_training: Whether the images measured (metrics `held_out_...`) are training images, too few to hold any out.
     """
 
     phase: str
@@ -65,6 +66,7 @@ class Progress(Event):
     unit: str = "step"
     metrics: dict[str, float] = field(default_factory=dict)
     classes: int = 0
+    on_training: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ from typing import Any
 from beitcli import __version__
 from beitcli.config.problem import TRANSFORMERS_NAMES
 from beitcli.engine.onnx_export import output_name
+from beitcli.engine.report.document import images_of
 from beitcli.engine.report.front_matter import FEATURES, PIPELINES, UNKNOWN_LICENSE, HubFacts, front_matter
+from beitcli.engine.report.run_state import document_in
 from beitcli.escaping import markdown
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.locate import read_beside, split_part
-from beitcli.runtime.metric_text import HELD_OUT, is_idle
+from beitcli.runtime.metric_text import HELD_OUT, is_idle, measured_images
 from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.storage.safe_json import parse_json
 from beitcli.runtime.weight_files.file_sniffing import one_line
@@ -51,10 +53,11 @@ _RESIZE = {  # by crop_mode
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics of a run at its checkpoint: by name, and the data that they were measured on."""
+    """Metrics of a run at its checkpoint: by name, and the data and the kind of images that they were measured on."""
 
     metrics: dict[str, float]
     data: str
+    images: str
 
 
 def export_card(to: str, checkpoint: CheckpointHandle, hf_class: str, verified: str) -> str:
@@ -82,7 +85,7 @@ def export_card(to: str, checkpoint: CheckpointHandle, hf_class: str, verified: 
     if measured is not None:
         lines += [
             "",
-            f"Measured on held-out images of {markdown(measured.data)}:",
+            f"Measured on {measured.images} of {markdown(measured.data)}:",
             "",
             "| metric | value |",
             "|---|---|",
@@ -194,7 +197,12 @@ def _measured(checkpoint: CheckpointHandle) -> Measured | None:
     named = config.get("val") or config.get("data")
     sources = [str(each) for each in named] if isinstance(named, list) else []
     data = ", ".join(each if "://" in each else Path(each).name or each for each in sources)
-    return Measured(metrics, data) if metrics else None
+    on_training = document_in(checkpoint.folder.path, "trainer.json").get("on_training") is True
+    number = records[-1].get(f"{HELD_OUT}images") if records else None
+    images = images_of(on_training)
+    if number is not None and _is_measured(number):
+        images = measured_images(round(number), on_training=on_training)
+    return Measured(metrics, data, images) if metrics else None
 
 
 def _is_measured(value: Any) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,10 +13,12 @@ from typing import Any, BinaryIO
 from beitcli.config.intensity import with_models_intensity
 from beitcli.config.predict import PredictConfig
 from beitcli.data.sources.base import Source
-from beitcli.engine.events import Note, OnEvent, downloads, ignore
+from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore
 from beitcli.engine.io.documents import UnreadableImages
 from beitcli.engine.io.outputs import is_stream, make_folder, write_output
 from beitcli.engine.io.prediction_outputs import predicted_task
+from beitcli.engine.report.record import read_record
+from beitcli.engine.report.verdict import verdict_of
 from beitcli.errors import UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.open import expect_finetuned, open_model
@@ -40,11 +44,25 @@ def predict(
     task = predicted_task(config, checkpoint)
     if config.output is not None and task.output == "lines" and not is_stream(Path(config.output)):
         make_folder(Path(os.path.realpath(config.output)).parent)
+    _tell_verdict(checkpoint, on_event)
     found = task.run("predict", config, checkpoint, on_event, stdin)
     if config.output in (None, "-") or task.output != "lines":
         yield from found
     else:
         _write_lines(config, found, on_event)
+
+
+def _tell_verdict(checkpoint: CheckpointHandle, on_event: OnEvent) -> None:
+    """Warns of a model of which its own run says that it is not better than guessing."""
+    if checkpoint.folder is None:
+        return
+    with suppress(OSError, ValueError, OverflowError, RecursionError):  # no run, or one with damaged files
+        measured = read_record(checkpoint.run).measured
+        step = int(checkpoint.folder.path.name.rpartition("-")[2])
+        until = [row for row in measured.measurings if row[0] <= step]
+        verdict = verdict_of(replace(measured, measurings=until))
+        if verdict.grade in ("early", "bad"):
+            on_event(Warned(f"Doubt what '{checkpoint.reference}' predicts, by the record of its run. {verdict.text}"))
 
 
 def _write_lines(config: PredictConfig, found: Iterator[dict[str, Any]], on_event: OnEvent) -> None:

@@ -64,6 +64,10 @@ class PretrainReport:
         masked_accuracy: On hidden patches; on all patches without masking.
         baseline_accuracy: That of always predicting the most frequent token on the same patches.
         unigram_entropy: Of those tokens, in nats: the loss of the best prediction that ignores the image.
+        seconds: Spent on training.
+        measuring_seconds: Spent on the images measured on, beside `seconds`.
+        tokenizer_seconds: Spent on the tokenizer that the run trained for itself before, measured too; 0 without one.
+        total_seconds: Of the whole run, all attempts together: the sum of its parts.
         further: Metrics that have no field of their own.
     """
 
@@ -82,6 +86,8 @@ class PretrainReport:
     images_per_second: float
     seconds: float
     measuring_seconds: float
+    tokenizer_seconds: float
+    total_seconds: float
     further: dict[str, float] = field(default_factory=dict)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from beitcli.config.about import RecipesConfig
-from beitcli.config.fields import suggestion
+from beitcli.config.nearest import suggestion
 from beitcli.config.resolve import RECIPES, read_recipe, recipe_names
 from beitcli.errors import UsageError
 
@@ -58,19 +58,36 @@ def _wrapped(lines: Iterable[str]) -> Iterator[str]:
 
 
 def list_recipes(config: RecipesConfig) -> list[Recipe]:
-    """Returns all recipes in order of commands and names, or those called `config.name`.
+    """Returns all recipes in order of commands and names, or those that `config.name` asks for.
 
     Raises:
-        UsageError: No command has a recipe of that name.
+        UsageError: A word is neither a command with recipes nor a recipe, or the command has none of that name.
     """
     commands = sorted((path.name for path in RECIPES.iterdir() if path.is_dir()), key=_turn)
     names = {command: recipe_names(command) for command in commands}
     all_names = sorted({name for each in names.values() for name in each})
-    if config.name and config.name not in all_names:
-        raise UsageError(
-            f"There is no recipe '{config.name}'.", f"{suggestion(config.name, all_names)} See `beit recipes`.".strip()
-        )
-    return [_recipe(command, name) for command in commands for name in names[command] if config.name in ("", name)]
+    for word in config.name:
+        if word not in names and word not in all_names:
+            hint = f"{suggestion(word, [*names, *all_names])} {_there_are(names, config.name)}"
+            raise UsageError(f"There is no recipe '{word}'.", hint.strip())
+    asked = [word for word in config.name if word in names] or commands
+    wanted = [word for word in config.name if word not in names] or all_names
+    found = [_recipe(command, name) for command in commands if command in asked for name in names[command]]
+    found = [recipe for recipe in found if recipe.name in wanted]
+    lacking = next((word for word in wanted if config.name and word in config.name and not _has(found, word)), None)
+    if lacking is not None:
+        raise UsageError(f"{' and '.join(asked)} has no recipe '{lacking}'.", _there_are(names, asked))
+    return found
+
+
+def _has(recipes: Iterable[Recipe], name: str) -> bool:
+    return any(recipe.name == name for recipe in recipes)
+
+
+def _there_are(names: dict[str, list[str]], words: Iterable[str]) -> str:
+    """Returns the recipes of the commands among `words`; of no command, how to list all."""
+    listed = [f"{command} has {', '.join(names[command])}." for command in names if command in words]
+    return " ".join(listed) or f"`beit recipes` lists all; those of one command: `beit recipes {next(iter(names))}`."
 
 
 def _turn(command: str) -> int:

@@ -115,9 +115,8 @@ def tokenize(
     drawing.draw_codebook(counts, world)
     total = tally.total
     if total.bad and config.on_bad == "report":
-        raise DataError(
-            f"{total.bad} of {counted(total.images + total.bad, 'image')} cannot be read.", "Their lines say why."
-        )
+        way_out = "Without --stats their lines say why." if config.stats else "Their lines say why."
+        raise DataError(f"{total.bad} of {counted(total.images + total.bad, 'image')} cannot be read.", way_out)
 
 
 def _precision(config: TokenizeConfig) -> Precision:

@@ -30,6 +30,7 @@ from beitcli.engine.trainer.preflight.check import Preflight
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
 from beitcli.engine.trainer.task import RunSession, Task, Tensors, never_stop
 from beitcli.errors import UsageError
+from beitcli.pictures.canvas import PREVIEW_TEXT
 from beitcli.pictures.panels import grid_of
 from beitcli.pictures.reconstruction import reconstruction_pair
 from beitcli.runtime.compute.device import Compute, describe, is_small_step, join_compute, one_thread
@@ -48,11 +49,12 @@ _AT_ONCE = 128  # images per forward pass of an evaluation
 
 @dataclass(frozen=True)
 class TrainTokenizerReport:
-    """Report of a trained tokenizer; mae, psnr, codes_used and perplexity are those of held-out images.
+    """Report of a trained tokenizer; mae, psnr, codes_used and perplexity are those of the `measured_on` images.
 
     Attributes:
         mae: Of pixels in [0, 1]; None if the kind has no decoder, as are `mae_normalized` and `psnr`.
         mae_normalized: Of pixels in [-1, 1] (0.5 / 0.5): twice `mae`.
+        total_seconds: Of training (`seconds`) and measuring, all attempts together.
         further: Metrics that have no field of their own.
     """
 
@@ -70,6 +72,7 @@ class TrainTokenizerReport:
     images_per_second: float
     seconds: float
     measuring_seconds: float
+    total_seconds: float
     further: dict[str, float] = field(default_factory=dict)
 
 
@@ -190,7 +193,7 @@ class TokenizerTask(Task):
         tokens = model.encode(model.preprocess(originals))
         decoded = model.decode(tokens, (size // model.downsample, size // model.downsample))
         pairs = zip(map(to_picture, originals), map(to_picture, decoded), strict=True)
-        return grid_of([reconstruction_pair(*pair) for pair in pairs], columns=1, gap=0)
+        return grid_of([reconstruction_pair(*pair, size=PREVIEW_TEXT) for pair in pairs], columns=1, gap=0)
 
     def checkpoint_config(self) -> dict[str, Any]:
         config, teacher = self.config, self.teacher

@@ -6,11 +6,11 @@ order, and in `beit mask-preview`.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import fields
 
 import numpy as np
 
+from beitcli.config.nearest import suggestion
 from beitcli.errors import UsageError
 from beitcli.masking.base import Block, MaskGenerator, check_grid
 from beitcli.masking.blockwise import MAX_ASPECT, MIN_BLOCK, BlockwiseMasking
@@ -45,9 +45,8 @@ def make_masking(
     """
     masking = MASKINGS.get(name)
     if masking is None:
-        close = difflib.get_close_matches(name, MASKINGS, n=1)
-        suggestion = f"Did you mean {close[0]}? " if close else ""
-        raise UsageError(f"--masking {name} is not known.", f"{suggestion}There are: {', '.join(MASKINGS)}.")
+        hint = f"{suggestion(name, MASKINGS)} There are: {', '.join(MASKINGS)}.".strip()
+        raise UsageError(f"--masking {name} is not known.", hint)
     taken = {field.name for field in fields(masking)}
     settings = {"min_block": min_block, "max_aspect": max_aspect}
     chosen = {key: value for key, value in settings.items() if key in taken}

@@ -22,6 +22,7 @@ GREEN: Colour = (0, 158, 115)
 ORANGE: Colour = (230, 159, 0)
 VERMILION: Colour = (213, 94, 0)
 GAP = 16  # pixels between and around panels
+PREVIEW_TEXT = 16  # font size in pixels of the previews of a run, which a page shows at half their size and more
 LEADING = 1.45  # height of a line / size of its font
 
 
@@ -117,11 +118,15 @@ def balanced_columns(count: int, about: float) -> int:
     return min(choices, key=lambda columns: (-count % columns, abs(columns - about)))
 
 
-def contact_sheet(rows: Sequence[Sequence[Panel]]) -> Image.Image:
-    """Arranges the panels of several images, those of an image side by side, about half as wide again as high."""
+def contact_sheet(rows: Sequence[Sequence[Panel]], size: int | None = None) -> Image.Image:
+    """Arranges the panels of several images, those of an image side by side, about half as wide again as high.
+
+    Args:
+        size: Font size in pixels; default by the width of the narrowest panel.
+    """
     panels = max(len(row) for row in rows)
     beside = max(1, min(len(rows), round((1.5 * len(rows) / panels) ** 0.5)))
-    return sheet([panel for row in rows for panel in row], columns=beside * panels)
+    return sheet([panel for row in rows for panel in row], columns=beside * panels, size=size)
 
 
 Line = tuple[str, Font, Colour]

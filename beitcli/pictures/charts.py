@@ -130,10 +130,11 @@ def rank_chart(
     else:
         plot.draw.ellipse((points[0][0] - 4, points[0][1] - 4, points[0][0] + 4, points[0][1] + 4), BLUE)
     font = font_of(0.84 * _TEXT)
-    for number, (rank, word) in enumerate(marks):
-        across = plot.place(plot.x.to_share(rank), counts.max())[0]
+    places = [plot.place(plot.x.to_share(rank), counts.max())[0] for rank, _ in marks]
+    for across in places:
         for top in range(plot.box[1], plot.box[3], 10):
             plot.draw.line((across, top, across, top + 5), VERMILION, 2)
+    for number, (across, (_, word)) in enumerate(zip(places, marks, strict=True)):  # above the lines of all
         is_left = across > (plot.box[0] + plot.box[2]) / 2
         at = (across - 8 if is_left else across + 8, plot.box[1] + 10 + 22 * number)
         box = plot.draw.textbbox(at, word, font=font, anchor="rm" if is_left else "lm")

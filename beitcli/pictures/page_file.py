@@ -127,12 +127,18 @@ def embedded_json(data: Any) -> str:
 
 def image_url(image: Image.Image, *, quality: int | None = None) -> str:
     """Returns a picture as a `data:` URL: PNG, or with `quality` (1-95) JPEG without chroma subsampling."""
+    if quality is not None:
+        return "data:image/jpeg;base64," + base64.b64encode(jpeg(image, quality)).decode()
     file = BytesIO()
-    if quality is None:
-        image.save(file, "PNG", optimize=True)
-        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    image.save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def jpeg(image: Image.Image, quality: int) -> bytes:
+    """Returns a picture as a JPEG file without chroma subsampling, `quality` 1-95."""
+    file = BytesIO()
     image.convert("RGB").save(file, "JPEG", quality=quality, subsampling=0, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return file.getvalue()
 
 
 def base64_of(array: np.ndarray) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 HELD_OUT = "held_out_"
-TRAIN_LABEL, HELD_OUT_LABEL = "train:", "held-out:"  # of lines with metrics of both kinds of images
+TRAIN_LABEL = "train:"  # of lines with metrics of training beside those of measured images
 _FORMATS = {"loss": ".4f", "accuracy": ".3f", "lr": ".2e", "weight": ".2e", "norm": ".2f", "second": ".0f",
             "compiled": ".0f"}  # fmt: skip
 _TOP = 5  # most likely classes, of `top5`
@@ -50,12 +50,28 @@ _WHERE_IT_MATTERS: dict[str, Callable[[float], bool]] = {
 }
 
 
+def measured_images(number: int, *, on_training: bool) -> str:
+    """Returns `3 held-out images`, or `3 training images` where there are too few to hold any out."""
+    return counted(number, "training image" if on_training else "held-out image")
+
+
+def measured_label(images: float | None = None, *, on_training: bool) -> str:
+    """Returns what the metrics under `HELD_OUT` are of, as the label of a line: `12 held-out:`, `6 training images:`.
+
+    Args:
+        images: How many; None if that is not known.
+    """
+    if images is None:
+        return "training images:" if on_training else "held-out:"
+    return f"{counted(round(images), 'training image')}:" if on_training else f"{round(images):,} held-out:"
+
+
 def is_idle(name: str, classes: int) -> bool:
     """Whether a metric is the same for any model of so many classes (0 if unknown): top-5 of five or fewer."""
     return name == "top5" and 0 < classes <= _TOP
 
 
-def metric_texts(metrics: Mapping[str, float], classes: int = 0) -> list[tuple[str, str]]:
+def metric_texts(metrics: Mapping[str, float], classes: int = 0, *, on_training: bool = False) -> list[tuple[str, str]]:
     """Returns (name, value) of each metric to show on a line, the most important first.
 
     The order is the loss, the task's metrics, held-out metrics, further losses, the state of training, its speed;
@@ -63,9 +79,13 @@ def metric_texts(metrics: Mapping[str, float], classes: int = 0) -> list[tuple[s
 
     Args:
         classes: Number of classes that are told apart; 0 if unknown.
+        on_training: Whether the measured images are training images.
     """
     shown = [name for name, value in metrics.items() if _is_shown(name, value, classes)]
-    return [(metric_label(name), metric_value(name, metrics[name])) for name in sorted(shown, key=_rank)]
+    return [
+        (metric_label(name, on_training=on_training), metric_value(name, metrics[name]))
+        for name in sorted(shown, key=_rank)
+    ]
 
 
 def key_figures(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
@@ -97,18 +117,20 @@ def key_figures(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
 _OF_KEY_FIGURES = ("loss", "masked_accuracy", "baseline_accuracy", "unigram_entropy", "baseline_loss")
 
 
-def figure_texts(metrics: Mapping[str, float], classes: int = 0) -> list[str]:
+def figure_texts(metrics: Mapping[str, float], classes: int = 0, *, on_training: bool = False) -> list[str]:
     """Returns all figures of a line, the most important first: `key_figures`, then what they leave out.
 
     Args:
         classes: Number of classes that are told apart; 0 if unknown.
+        on_training: Whether the measured images are training images.
     """
     trained, held_out = key_figures(metrics), key_figures(metrics, HELD_OUT)
     told = {name for found, prefix in ((trained, ""), (held_out, HELD_OUT)) if found for name in
             (prefix + each for each in _OF_KEY_FIGURES)}  # fmt: skip
     others = {name: value for name, value in metrics.items() if name not in told}
-    rest = [f"{label} {value}" for label, value in metric_texts(others, classes)]
-    return [*trained, *(f"held-out {text}" for text in held_out), *rest]
+    rest = [f"{label} {value}" for label, value in metric_texts(others, classes, on_training=on_training)]
+    kind = _kind(on_training=on_training)
+    return [*trained, *(f"{kind} {text}" for text in held_out), *rest]
 
 
 def percent(share: float) -> str:
@@ -132,9 +154,24 @@ def size_text(number: float) -> str:
     return f"{number:.3g} TB" if number < 999.5 else f"{number:,.0f} TB"
 
 
-def metric_label(name: str) -> str:
-    """Returns `held-out top1` for `held_out_top1`: the name on a line of figures, where there is little room."""
-    return name.replace(HELD_OUT, "held-out ").replace("_", " ")
+def seconds_text(seconds: float) -> str:
+    """Returns `12 s`, `3 min 12 s` or `2 h 05 min`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def metric_label(name: str, *, on_training: bool = False) -> str:
+    """Returns `held-out top1` for `held_out_top1`, or `training-image top1` if the measured images are of training.
+
+    It stands on a line of figures, where there is little room; `metric_title` is for all else.
+    """
+    return name.replace(HELD_OUT, f"{_kind(on_training=on_training)} ").replace("_", " ")
+
+
+def _kind(*, on_training: bool) -> str:
+    return "training-image" if on_training else "held-out"
 
 
 def metric_title(name: str) -> str:

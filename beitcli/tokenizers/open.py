@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from beitcli.config.nearest import suggestion
 from beitcli.config.train_tokenizer import KINDS
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle, require_finite
@@ -98,9 +98,9 @@ def open_tokenizer(
     if pretrained is not None:
         tokenizer = pretrained.open(reference, on_progress)
     else:
-        near = [] if "/" in reference else difflib.get_close_matches(reference.lower(), words(), n=1)
+        meant = "" if "/" in reference else suggestion(reference, words())
         if not Path(reference).exists() and not reference.startswith("hf://"):
-            hint = f"Did you mean '{near[0]}'?" if near else "Give a run of `beit train-tokenizer`, or dall-e."
+            hint = meant or "Give a run of `beit train-tokenizer`, or dall-e."
             raise StorageError(f"There is no tokenizer '{reference}'.", hint)
         tokenizer = _ours(reference, on_progress, named_by)
     require_finite(tokenizer.model.state_dict(), reference)

@@ -19,7 +19,7 @@ SMALL = QUICK | {"recipe": "tiny", "image_size": 32, "num_masked": 6}
 
 def metrics_of(report: Any) -> dict[str, Any]:
     """A report without what differs from run to run."""
-    timed = ("seconds", "measuring_seconds", "images_per_second")
+    timed = ("seconds", "measuring_seconds", "tokenizer_seconds", "total_seconds", "images_per_second")
     return {k: v for k, v in vars(report).items() if k not in ("run", "checkpoint", *timed)}
 
 

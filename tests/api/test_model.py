@@ -159,7 +159,7 @@ def test_an_unreadable_file_and_a_folder_are_errors(
 
 
 def test_a_pretrained_model_predicts_nothing(pretrained: beitcli.Model, files: list[Path]) -> None:
-    with pytest.raises(beitcli.StorageError, match="is a masked-image-model"):
+    with pytest.raises(beitcli.StorageError, match="is a pretrained model, not finetuned yet"):
         pretrained.predict(files)
     with pytest.raises(beitcli.UsageError, match="pool is 'max'"):
         pretrained.embed(files, pool="max")  # type: ignore[arg-type]

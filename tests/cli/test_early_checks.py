@@ -117,7 +117,7 @@ def test_inputs_without_images_are_told_early(
 def test_models_of_another_kind_are_told_early(
     flat: Path, finetuned_run: Path, pretrained_run: Path, tokenizer_run: Path
 ) -> None:
-    tokenizer, pretrained = f"'{tokenizer_run}' is a tokenizer.", f"'{pretrained_run}' is a masked-image-model."
+    tokenizer, pretrained = f"'{tokenizer_run}' is a tokenizer.", f"'{pretrained_run}' is a pretrained model, not"
     classifier, no_tokenizer = f"'{finetuned_run}' is a classifier.", f"'{finetuned_run}' is a classifier, not a token"
     lines: list[Line] = [
         (["predict", pretrained_run, "flat"], 4, pretrained),
@@ -175,6 +175,26 @@ def test_outputs_that_cannot_be_written_are_told_early(
     assert_told(lines, flat)
     assert sorted(path.name for path in flat.rglob("*")) == before  # nothing was made
     assert (flat / "x.png").read_text() == "kept"
+
+
+def test_no_folder_is_made_of_the_name_of_a_file(
+    flat: Path, finetuned_run: Path, pretrained_run: Path, tokenizer_run: Path
+) -> None:
+    def refused(name: str, option: str = "-o") -> str:
+        return f"{option} '{name}' reads as one file, and a folder is needed."
+
+    model, tokenizer = ["--model", pretrained_run], ["--tokenizer", tokenizer_run]
+    lines: list[Line] = [
+        (["attn-map", "flat", *model, "-o", "new.npy"], 2, "-o 'new.npy' takes one image, but 4 are given."),
+        (["tokenize", "flat", *tokenizer, "--reconstruct", "new.png"], 2, refused("new.png", "--reconstruct")),
+        (["tokenize", "--decode", "x.jsonl", *tokenizer, "-o", "new.png"], 2, refused("new.png")),
+        (["predict", finetuned_run, "flat", "-o", "new.png"], 2, f"'{finetuned_run}' is a classifier: -o 'new.png' is"),
+        (["embed", pretrained_run, "flat", "-o", "new.png"], 2, "-o 'new.png' ends in no format that is known here."),
+        (["export", finetuned_run, "--to", "official", "-o", "new.pth"], 2, refused("new.pth")),
+        (["pack", "flat", "-o", "new.tar"], 2, refused("new.tar")),
+    ]
+    assert_told(lines, flat)
+    assert not list(flat.glob("new*"))
 
 
 def test_lists_without_a_file_are_told_early(flat: Path, finetuned_run: Path, pretrained_run: Path) -> None:

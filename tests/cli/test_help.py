@@ -95,7 +95,7 @@ def test_help_shows_the_common_options_and_how_many_more_there_are(beit: Callabl
     assert not {flag for each in options if each not in common for flag in flags_of(each)} & shown
     more = f"{len(options) - len(common)} more options: beit {command.name} --help-all"
     assert (more in text) == (len(common) < len(options))
-    assert len(common) <= 28
+    assert len(common) <= 36
 
 
 def test_options_that_help_shows_exist() -> None:
@@ -385,7 +385,7 @@ MISSPELT = [
     (["finetune", "sample", "--recipe", "tiny", "--init", "random", "--model", "bse"], "no model 'bse'", "'base'?"),
     (["eval", "run", "sample", "--device", "cdua"], "--device is 'cdua'", "Did you mean 'cuda'?"),
     (["tokenize", "x", "--tokenizer", "t", "--on-bad", "skp"], "--on-bad is 'skp'", "Did you mean 'skip'?"),
-    (["pretrain", "sample", "--recipe", "tiny", "--masking", "blockwize"], "blockwize", "Did you mean blockwise?"),
+    (["pretrain", "sample", "--recipe", "tiny", "--masking", "blockwize"], "blockwize", "Did you mean 'blockwise'?"),
     (["pretrain", "smaple", "--recipe", "tiny"], "'smaple' does not exist", "Did you mean 'sample'?"),
 ]
 
@@ -512,6 +512,8 @@ def test_every_synonym_leads_to_an_option_and_hides_none_of_its_command() -> Non
         (["pretrain", "photos", "--lr-decay", "0.9"], "'--min-lr'"),
         (["pretrain", "photos", "--size", "64"], "'--image-size'"),
         (["finetune", "photos", "--image-size", "64"], "'--size'"),
+        (["doctor", "photos", "--html", "page.html"], "'--output'"),
+        (["mask-preview", "photo.jpg", "--run", "x"], "'--model'"),
         (["completion"], "`beit --install-completion`"),
         (["train", "photos"], "`beit pretrain`"),
     ],
@@ -546,3 +548,36 @@ def test_a_word_for_what_the_command_lacks_gets_no_other_option(beit: Callable, 
 def test_files_of_settings_get_what_a_key_is_called_here(beit: Callable, tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("learning_rate = 0.1\n")
     assert "Did you mean 'lr'?" in beit("pretrain", "sample", "--config", tmp_path / "a.toml").err
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("pretrain", "beit pretrain [OPTIONS] DATA..."),
+        ("eval", "beit eval [OPTIONS] MODEL DATA..."),
+        ("tokenize", "beit tokenize [OPTIONS] [INPUT]..."),
+        ("runs", "beit runs [OPTIONS] [DIR]"),
+        ("inspect", "beit inspect [OPTIONS] REF"),
+    ],
+)
+def test_usage_has_brackets_around_what_may_be_left_out(beit: Callable, command: str, usage: str) -> None:
+    assert beit(command, "--help").out.splitlines()[1] == f" Usage: {usage}"
+
+
+def test_help_says_what_is_required_and_the_defaults_of_arguments(beit: Callable) -> None:
+    for command, said in (
+        ("tokenize", "train-tokenizer or pretrain. [required]"),
+        ("pack", "Folder to create; new or empty. [required]"),
+        ("runs", "Folder with runs, at any depth. [default: runs]"),
+    ):
+        assert said in beit(command, "--help").out
+    assert "[required]" not in beit("attn-map", "--help").out
+
+
+def test_examples_keep_an_option_and_its_value_on_one_line(beit: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    for command in COMMANDS:
+        lines = beit(command.name, "--help").out.splitlines()
+        broken = [line for line in lines if line.endswith(" \\")]
+        assert not [line for line in broken if line.split()[-2].startswith("-o")], command.name
+    assert "-o attention.png" in beit("attn-map", "--help").out

@@ -72,9 +72,11 @@ def test_new_metric_reaches_the_log_line_the_file_the_table_and_the_card(
     assert (logged["toy_rate"], logged["held_out_toy_score"], logged["held_out_toy_score/red"]) == (0.125, 0.4321, 0.5)
     (step,) = [each for each in ended.err.splitlines() if "step 1/1" in each and "loss" in each]
     assert re.search(r": step 1/1, train: (loss|masked accuracy) \d", step)
-    (measured,) = [each for each in ended.err.splitlines() if "step 1, held-out: " in each]
+    (measured,) = [
+        each for each in ended.err.splitlines() if re.search(r"step 1, ([\d,]+ )?(held-out|training images?): ", each)
+    ]
     for line_of, text in ((step, "toy rate 0.1250"), (measured, "toy score 0.4321")):
-        assert len(line_of) <= 120
+        assert len(line_of) <= 150
         told = re.split(r"  |: ", line_of)
         own = FULL_LINES.get((name, line_of == step))
         if own is None:
@@ -117,12 +119,12 @@ TOKENIZER = {
 }  # fmt: skip
 
 
-def test_lines_of_a_log_are_no_wider_than_120_columns_and_hold_the_key_figures() -> None:
+def test_lines_of_a_log_are_no_wider_than_150_columns_and_hold_the_key_figures() -> None:
     event = Progress("tokenizer", 1000, 3200, metrics=TOKENIZER)
     line, measured = output.PlainLines().line_of(event), output.held_out_line(event)
     assert line == (
         "tokenizer: step 1000/3200, train: loss 0.0345  reconstruction 0.0326  kl 0.7615  usage kl 0.6570  "
-        "32 images/s, data 58%"
+        "gradient norm 0.06  32 images/s, data 58%"
     )
     assert measured == (
         "tokenizer: step 1,000, held-out: psnr 11.07  mae 0.2174  codes used 10  perplexity 2.227  "
@@ -131,16 +133,17 @@ def test_lines_of_a_log_are_no_wider_than_120_columns_and_hold_the_key_figures()
     key = {"masked_accuracy": 0.42, "baseline_accuracy": 0.38, "loss": 5.0, "unigram_entropy": 1.88, "lr": 1e-3}
     speed = {"images_per_second": 1934.2, "data_wait_share": 0.03}
     assert output.PlainLines().line_of(Progress("pretrain", 1240, 3200, metrics=speed | key)) == (
-        "pretrain: step 1240/3200, train: masked accuracy 42.0% = 1.1 x guessing  loss 5.00, 3.12 above entropy 1.88"
+        "pretrain: step 1240/3200, train: masked accuracy 42.0% = 1.1 x guessing  loss 5.00, 3.12 above entropy 1.88  "
+        "lr 1.00e-03  1,934 images/s, data 3%"
     )
     assert output.PlainLines().line_of(Progress("pretrain", 12, 32, metrics=speed | key)) == (
         "pretrain: step 12/32, train: masked accuracy 42.0% = 1.1 x guessing  loss 5.00, 3.12 above entropy 1.88  "
-        "1,934 images/s"
+        "lr 1.00e-03  1,934 images/s, data 3%"
     )
     many = {f"loss_of_part_{number}": 1.0 for number in range(20)}
     long = Progress("finetune", 1, 9, metrics={"loss": 1.5} | many | {f"held_out_{name}": 1.0 for name in many})
     for text in (output.PlainLines().line_of(long) or "", output.held_out_line(long)):
-        assert 95 < len(text) <= 120
+        assert 120 < len(text) <= 150
 
 
 def test_the_live_line_labels_figures_of_training_where_held_out_ones_follow() -> None:
@@ -215,6 +218,20 @@ def test_further_metrics_are_those_without_a_field_or_a_class() -> None:
 
 def test_one_of_a_thing_is_singular():
     assert [counted(number, "step") for number in (0, 1, 2, 1200)] == ["0 steps", "1 step", "2 steps", "1,200 steps"]
+
+
+def test_a_line_says_how_many_images_its_metrics_are_of_and_which() -> None:
+    measured = {"held_out_top1": 0.5, "held_out_images": 12}
+    for images, on_training, label in (
+        (1200, False, "1,200 held-out"), (1, False, "1 held-out"), (6, True, "6 training images"),
+        (1, True, "1 training image"),
+    ):  # fmt: skip
+        event = Progress("finetune", 5, 9, metrics=measured | {"held_out_images": images}, on_training=on_training)
+        assert output.held_out_line(event) == f"finetune: step 5, {label}: top1 0.5000"
+    unknown = Progress("finetune", 5, 9, metrics={"held_out_top1": 0.5}, on_training=True)
+    assert output.held_out_line(unknown) == "finetune: step 5, training images: top1 0.5000"
+    live = output._live_figures({"loss": 0.5, "held_out_top1": 0.75}, on_training=True)
+    assert live == ["train: loss 0.5000", "training-image top1 0.7500"]
 
 
 def test_top5_of_few_classes_is_left_out_of_lines() -> None:

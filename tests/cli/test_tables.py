@@ -92,6 +92,8 @@ def test_accuracy_of_a_pretraining_has_its_error_beside_it_and_images_are_told_o
     measured = {"masked_accuracy": 0.04506, "masked_accuracy_std_error": 0.00407, "measured_images": 512}
     told = in_words({**measured, "measured_on": "512 held-out images"})
     assert told == {"masked_accuracy": "0.04506 (standard error 0.004)", "measured_on": "512 held-out images"}
+    told = in_words({"masked_accuracy": 0.04506, "baseline_accuracy": 0.02})
+    assert told["baseline_accuracy"] == "0.02 (always guessing the most frequent token)"
     assert "measured_images" in in_words(measured)
 
 

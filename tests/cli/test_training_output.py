@@ -121,7 +121,7 @@ def test_a_running_training_fits_80_columns_and_goes_on_after_ctrl_c(
     assert any(map(bar.search, shown))
     assert any(figures.search(after) for line, after in pairwise(shown) if bar.search(line))
     of_training = [line for line in shown if re.match(r"\s*(pretrain|masked accuracy|saved)\b", line)]
-    assert any(re.match(r"pretrain: step \d+, held-out: masked accuracy", line) for line in of_training)
+    assert any(re.match(r"pretrain: step \d+, \d+ held-out: masked accuracy", line) for line in of_training)
     assert max(map(len, of_training)) <= COLUMNS, max(of_training, key=len)  # warnings are sentences
     run.type(b"\x03")
     assert run.end() == 130

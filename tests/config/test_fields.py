@@ -7,8 +7,9 @@ import pytest
 from beitcli.cli.command_table import COMMANDS
 from beitcli.config.embed import EmbedConfig
 from beitcli.config.evaluate import EvalConfig
-from beitcli.config.fields import coerce, settings_of, suggestion
+from beitcli.config.fields import coerce, settings_of
 from beitcli.config.mask_preview import MaskPreviewConfig
+from beitcli.config.nearest import suggestion
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.engine.probing.forms import form_of
 from beitcli.errors import UsageError

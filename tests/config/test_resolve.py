@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +342,13 @@ def test_config_file_repeats_every_saved_setting(tmp_path: Path, kind: type[Trai
     named = change if setting.option.is_cache else {}  # a file may not say where to write
     again = resolve(kind, {"config": path} | named).config
     assert replace(again, config=None) == value
+
+
+def test_each_panel_of_a_config_file_stands_there_once() -> None:
+    lines = dump_toml(resolve(PretrainConfig, FLAGS["pretrain"]).config).splitlines()
+    titles = [line for before, line in pairwise(lines) if not before and line.startswith("# ")]
+    assert len(titles) > 4
+    assert len(titles) == len(set(titles))
 
 
 @pytest.mark.parametrize(("size", "line"), [("64", "image_size = 64"), ("64x96", "image_size = [64, 96]")])

@@ -21,6 +21,7 @@ NOT_HERE = {  # what a line needs that tests cannot have; such lines are parsed 
     "-newer": "newer photos",
     "beit_base_patch16_224.pth": "a published file", "--recipe base-coco": "a GPU: it makes images of 1,024 pixels",
     "--recipe base --tokenizer runs/tokenizer --epochs": "a GPU", "beit help --man": "a pager",
+    "beit help COMMAND": "a reader's choice", "beit recipes NAME": "a reader's choice",
     "--recipe base --dry-run": "a network: it asks for DALL-E's weights", "--init MODEL": "a reader's own model",
     "--protocol elbo": "the size of pretraining, in place of which the small settings give another",
 }  # fmt: skip

@@ -29,13 +29,14 @@ TRAINED = {  # name below runs/: how it is made
     "tokenizer": "train-tokenizer photos --recipe tiny --vocab-size 16 --size 16 --width 8",
     "mine": "pretrain photos --recipe tiny --tokenizer runs/tokenizer",
     "classifier": "finetune labelled --recipe tiny --init runs/mine",
-    "segmenter": "finetune street --recipe tiny-segment --init random --head setr-pup --ignore-index 9",
+    "segmenter": "finetune street --recipe tiny-segment --init random --head setr-pup",
     "detector": "finetune coco --recipe tiny-detect --init random",
 }
 ALSO_CALLED = {  # in the guides
     "first": "mine", "cells": "mine", "probed": "mine", "a": "mine", "b": "mine", "first-classifier": "classifier",
     "scratch": "classifier", "classifier-1": "classifier", "cell-tokenizer": "tokenizer",
 }  # fmt: skip
+NEEDED = {"mine": "tokenizer"}  # by a run that goes on
 
 
 def make(root: Path, labelled: Path) -> None:
@@ -47,7 +48,7 @@ def make(root: Path, labelled: Path) -> None:
     for number, image in enumerate(sorted(labelled.rglob("*.jpg"))[:4]):
         shutil.copy(image, root / "photos" / f"{number}.jpg")
     for number in range(14):
-        save_scene(root / "street" / ("train" if number < 10 else "val"), f"{number:02d}", number)
+        save_scene(root / "street" / ("train" if number < 10 else "val"), f"{number:02d}", number, ignore=255)
     (root / "names.txt").write_text("\n".join(NAMES) + "\n")
     for split, count in (("train2017", 8), ("val2017", 4)):
         save_rectangles(root / "coco", split, count, seed=count)
@@ -58,6 +59,8 @@ def make(root: Path, labelled: Path) -> None:
     for name, line in TRAINED.items():
         ended = run(f"beit {line} --out runs/{name} -q", root)
         assert ended.returncode == 0, ended.stderr
+    ended = run("beit embed runs/mine photos -o features.npy -q", root)
+    assert ended.returncode == 0, ended.stderr
 
 
 def _save_cells(root: Path) -> None:
@@ -73,13 +76,15 @@ def _save_cells(root: Path) -> None:
 
 def copy(root: Path, to: Path, script: str) -> None:
     """Copies the images, and those runs that the script names but does not make."""
-    shutil.copytree(root, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns("runs"))
+    made = ["features.*"] if "-o features" in script else []
+    shutil.copytree(root, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns("runs", *made))
     (to / "runs").mkdir()
-    made = set(re.findall(r"--out runs/([\w-]+)", script)) if "--resume" not in script else set()
-    for name in set(re.findall(r"\bruns/([\w-]+)", script)) - made:
-        run = root / "runs" / ALSO_CALLED.get(name, name)
-        if run.exists():  # else the script makes it
-            shutil.copytree(run, to / "runs" / name)
+    own = set(re.findall(r"--out runs/([\w-]+)", script)) if "--resume" not in script else set()
+    kinds = {name: ALSO_CALLED.get(name, name) for name in set(re.findall(r"\bruns/([\w-]+)", script)) - own}
+    kinds |= {NEEDED[kind]: NEEDED[kind] for kind in kinds.values() if kind in NEEDED}
+    for name, kind in kinds.items():
+        if (root / "runs" / kind).exists():  # else the script makes it
+            shutil.copytree(root / "runs" / kind, to / "runs" / name)
     if "runs/segmenter" in script:  # what is held out is then of its kind
         shutil.rmtree(to / "held-out")
         shutil.copytree(to / "street" / "val", to / "held-out")

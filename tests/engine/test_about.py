@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tomllib
 from importlib import metadata
@@ -11,7 +12,7 @@ from importlib import metadata
 import pytest
 
 from beitcli.config.about import RecipesConfig
-from beitcli.config.resolve import RECIPES
+from beitcli.config.resolve import RECIPES, recipe_names
 from beitcli.engine.recipes import list_recipes
 from beitcli.runtime.extras import EXTRAS
 from beitcli.runtime.storage.run_dir import RunFolder
@@ -50,6 +51,31 @@ def test_an_unknown_recipe_gets_a_suggestion(beit):
     assert "Did you mean 'small'?" in ended.err
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["pretrain", "small"], [("pretrain", "small")]),
+        (["small", "pretrain"], [("pretrain", "small")]),
+        (["finetune", "pretrain", "base"], [("pretrain", "base"), ("finetune", "base")]),
+        (["base", "large", "pretrain"], [("pretrain", "base"), ("pretrain", "large")]),
+        (["train-tokenizer"], [("train-tokenizer", name) for name in recipe_names("train-tokenizer")]),
+    ],
+    ids=str,
+)
+def test_recipes_takes_commands_and_names_in_any_order(beit, words, found):
+    assert [(each["command"], each["name"]) for each in beit("recipes", *words, "--json").lines[0]] == found
+
+
+def test_recipes_says_what_there_is_when_a_name_is_unknown(beit):
+    there = f"pretrain has {', '.join(recipe_names('pretrain'))}."
+    for words in (["pretrain", "tiny-segment"], ["tiny-segment", "pretrain"]):
+        ended = beit("recipes", *words)
+        assert (ended.code, ended.out) == (2, "")
+        assert ended.err == f"error: pretrain has no recipe 'tiny-segment'.\n  {there}\n"
+    assert there in beit("recipes", "pretrain", "qqqq").err
+    assert "Did you mean 'pretrain'?" in beit("recipes", "pretrian").err
+
+
 @pytest.fixture
 def folder_of_runs(tmp_path, pretrained_run, finetuned_run):
     """A finished pretraining, a finished classifier deeper down, and a pretraining that lost its last checkpoint."""
@@ -83,6 +109,22 @@ def test_a_run_that_was_stopped_in_its_tokenizer_is_stopped(beit, folder_of_runs
     shutil.copytree(tokenizer_run, interrupted / "tokenizer")
     (found,) = (each for each in beit("runs", folder_of_runs, "--json").lines[0] if each["run"] == str(interrupted))
     assert (found["state"], found["step"], found["tokenizer_step"]) == ("stopped", 0, 4)
+
+
+def test_runs_writes_a_share_as_a_percentage_however_they_are_sorted(beit, tmp_path):
+    run = tmp_path / "runs" / "a"
+    run.mkdir(parents=True)
+    (run / "config.toml").write_text('command = "pretrain"\nrecipe = "tiny"\n')
+    figures = {"masked_accuracy": 0.084, "baseline_accuracy": 0.008, "masked_accuracy_std_error": 0.00291, "miou": 0.3}
+    line = {"step": 4} | {f"held_out_{name}": value for name, value in figures.items()}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    told = {sort: beit("runs", run.parent, "--sort", sort).out for sort in ("when", *figures)}
+    assert "masked accuracy 8.4% = 10.5 x guessing" in told["when"]
+    assert "masked accuracy 8.4%" in told["masked_accuracy"]
+    assert "standard error of the masked accuracy 0.0029" in told["masked_accuracy_std_error"]
+    assert "mean IoU 30.0%" in told["miou"]
+    (found,) = beit("runs", run.parent, "--sort", "miou", "--json").lines[0]
+    assert found["figures"] == figures
 
 
 def test_runs_sorts_by_a_figure_with_those_that_lack_it_behind(beit, folder_of_runs):
@@ -153,17 +195,26 @@ def test_env_names_what_of_the_extras_is_installed_and_nothing_else(beit):
         assert packages.get(name) == expected, name
 
 
-@pytest.mark.parametrize(("words", "same"), [(("help",), ("--help",)), (("help", "eval"), ("eval", "--help"))])
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (("help",), ("--help",)),
+        (("help", "eval"), ("eval", "--help")),
+        (("help", "help"), ("--help",)),
+        (("help", "--help"), ("--help",)),
+    ],
+)
 def test_help_is_a_word_too(beit, words, same):
     asked = beit(*words)
     assert asked.code == 0
     assert asked.out == beit(*same).out
     assert "Usage" in asked.out
+    assert re.search(r"^. help +Show the help", beit("--help").out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.toml")), ids=lambda path: f"{path.parent.name} {path.stem}")
 def test_a_shown_recipe_fits_80_columns_and_is_the_same_toml(path):
-    (recipe,) = [each for each in list_recipes(RecipesConfig(name=path.stem)) if each.command == path.parent.name]
+    (recipe,) = [each for each in list_recipes(RecipesConfig(name=(path.stem,))) if each.command == path.parent.name]
     assert max(map(len, recipe.text.splitlines())) <= 80
     assert tomllib.loads(recipe.text) == tomllib.loads(path.read_text())
     comments = " ".join(line.removeprefix("#").strip() for line in recipe.text.splitlines() if line.startswith("#"))

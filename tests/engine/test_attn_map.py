@@ -286,8 +286,22 @@ def test_several_images_go_into_a_folder_by_their_stems(run, tmp_path):
 
 def test_the_suffix_of_the_folder_chooses_the_format(run, tmp_path):
     paths = [save_image(tmp_path / f"{name}.jpg") for name in "ab"]
-    documents = look(run, *paths, output=str(tmp_path / "maps.npy"))
+    documents = look(run, *paths, output=f"{tmp_path}/maps.npy/")
     assert [document["output"] for document in documents] == [str(tmp_path / "maps.npy" / f"{n}.npy") for n in "ab"]
+    error = refusal(UsageError, run, *paths, output=str(tmp_path / "more.npy"))
+    assert "takes one image, but 2 are given" in error.message
+    assert f"'{tmp_path}/more.npy/' is a folder" in error.hint
+    assert not (tmp_path / "more.npy").exists()
+
+
+def test_several_images_in_one_png_are_a_figure(run, tmp_path):
+    paths = [save_image(tmp_path / f"{name}.jpg") for name in "ab"]
+    output = tmp_path / "maps.png"
+    documents = look(run, *paths, output=str(output))
+    assert [document["output"] for document in documents] == [str(output)] * 2
+    assert output.is_file()
+    look(run, *paths, output=str(tmp_path / "figure.png"), figure=True)
+    assert output.read_bytes() == (tmp_path / "figure.png").read_bytes()
 
 
 def test_one_image_goes_into_a_folder_that_is_there(run, image, tmp_path):
@@ -386,6 +400,12 @@ def test_figure_has_a_row_for_each_image(run, tmp_path, suffix):
         assert content.count(b"<image ") == 6
     else:
         assert content.count(b"/Subtype /Image") == 6
+
+
+def test_titles_count_layers_and_heads_as_the_command_does(run, image, tmp_path):
+    look(run, image, output=str(tmp_path / "a.svg"), layer=1, head="2")
+    content = (tmp_path / "a.svg").read_text()
+    assert f"layer 1 (of 0 to {DEPTH - 1}), head 2" in content
 
 
 def test_figure_is_refused_where_there_is_none(run, image, tmp_path):

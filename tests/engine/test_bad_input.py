@@ -520,7 +520,13 @@ def test_model_that_is_something_else_is_refused(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("no model")
-    assert_refused(beit("predict", pretrained_run, labelled_folder), 4, "masked-image-model", "beit finetune")
+    way_out = f"`beit finetune DATA --init {pretrained_run}` (or add --task detect or --task segment)"
+    assert_refused(
+        beit("predict", pretrained_run, labelled_folder),
+        4,
+        "is a pretrained model, not finetuned yet: it knows no classes.",
+        way_out,
+    )
     assert_refused(beit("eval", tokenizer_run, labelled_folder), 4, "is a tokenizer", "beit finetune")
     assert_refused(beit("attn-map", labelled_folder, "--model", tokenizer_run), 4, "is a tokenizer", "beit pretrain")
     assert_refused(beit("mask-preview", labelled_folder, "--model", finetuned_run), 4, "is a classifier")

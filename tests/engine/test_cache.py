@@ -17,6 +17,7 @@ import pytest
 from beitcli.cli.app import main
 from beitcli.data.caches.feature_cache import FeatureWriter
 from beitcli.data.caches.feature_note import note_of
+from beitcli.data.sources.index_cache import save_index
 from tests.cli.test_contract import at_terminal
 
 DAY = 86400
@@ -227,3 +228,19 @@ def test_rows_of_a_narrow_terminal_hold_each_entry_whole(cache: Path) -> None:
     found = [line.split()[1] for line in lines if line.startswith(("features", "streams"))]
     assert "dall-e/encoder.safetensors" in " ".join(lines)
     assert {f"features/{'a' * 10}", f"features/{'a' * 9}b", f"streams/{'c' * 10}"} <= set(found)
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOATIME"), reason="to read a file here is to use it")
+def test_indexes_say_which_data_they_are_of(beit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEIT_CACHE_DIR", str(tmp_path / "cache"))
+    about = {"version": 1}
+    folder = tmp_path / "cache" / "indexes"
+    for name, of in (("folder-" + "a" * 32, tmp_path / "photos"), ("tar-" + "b" * 32, "")):
+        save_index(folder / name, about, {"names": np.arange(3)}, str(of))
+        os.utime(folder / name, (time.time() - 40 * DAY,) * 2)
+    told = {each["name"].partition("-")[0]: each["of"] for each in beit("cache").lines[0]["entries"]}
+    assert told == {"indexes/folder": str(tmp_path / "photos"), "indexes/tar": ""}
+    _, shown = at_terminal(lambda: main(["cache", "list"]), COLUMNS="200")
+    assert str(tmp_path / "photos") in shown
+    (planned,) = beit("cache", "prune", "--older-than", "30d", "--dry-run").lines  # to list them is not to use them
+    assert len(planned["removed"] + planned["in_use"]) == 2

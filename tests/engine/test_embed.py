@@ -140,13 +140,14 @@ def test_features_that_are_not_told_in_full_stay_an_array(
     lines = [command._said(document) for document in documents]
     assert sizes == [6] * len(documents)  # the numbers of a line
     for line, document in zip(lines, documents, strict=True):
-        assert line == "128  " + " ".join(f"{number:.3f}" for number in document["features"][:6].tolist()) + " ..."
+        first = " ".join(f"{number:.3f}" for number in document["features"][:6].tolist())
+        assert line == f"128 numbers: {first} ..."
 
 
 def test_a_line_of_every_patch_tells_their_number_and_the_first(pretrained_run: Path, labelled_folder: Path) -> None:
     document = next(embed(config_of(pretrained_run, labelled_folder, pool="none")))
     first = " ".join(f"{number:.3f}" for number in document["features"][0, :6].tolist())
-    assert command._said(document) == f"16 x 128  {first} ..."
+    assert command._said(document) == f"16 x 128 numbers: {first} ..."
     assert command._said({"path": "a.png", "error": "it is cut off"}) == "error: it is cut off"
 
 

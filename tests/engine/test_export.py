@@ -243,10 +243,10 @@ def test_a_padded_image_has_no_processor_of_transformers(beit, tmp_path):
 
 def test_export_names_its_format_and_what_read_it(beit, tmp_path, finetuned_run):
     ended = beit("export", finetuned_run, "-o", tmp_path / "default")
-    assert f"hf: {LAYOUTS['hf']}; --to gives timm, official, onnx instead" in " ".join(ended.err.split())
+    assert f"format {LAYOUTS['hf']} (--to hf; others: timm, official, onnx)" in " ".join(ended.err.split())
     ended = beit("export", finetuned_run, "--to", "official", "-o", tmp_path / "out")
     assert ended.code == 0
     text = " ".join(ended.err.split())
-    assert "format official: the release's .pth" in text
-    assert "instead" not in text
+    assert "format the release's .pth (--to official)" in text
+    assert "others" not in text
     assert f"verified opened again by beit {__version__}: largest difference" in text

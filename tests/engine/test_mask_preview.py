@@ -428,3 +428,18 @@ def test_without_a_model_it_hides_what_pretrain_does(
     if not flags:
         plain = resolve(PretrainConfig, {"data": ("sample",)}).config
         assert num_masked_from(plain.ratio, plain.num_masked, plain.architecture.grid) == count
+
+
+def test_lines_on_a_terminal_count_right_guesses_and_name_a_sheet_once(
+    beit: Callable, pretrained_run: Path, labelled_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["mask-preview", labelled_folder / "red", "--limit", 2, "--model", pretrained_run, "--workers", 0]
+    shown = beit(*argv, "-o", tmp_path / "json.png").lines
+    monkeypatch.setattr("beitcli.cli.console.CommandConsole.wants_json", False)
+    told = beit(*argv, "-o", tmp_path / "sheet.png").out.splitlines()
+    assert told.count(str(tmp_path / "sheet.png")) == 1
+    for document in shown:
+        right = round(document["masked_accuracy"] * document["num_masked"])
+        said = f"{document['num_masked']} of 16 patches hidden, {right} of their tokens guessed right"
+        assert [line for line in told if line.startswith(f"{document['path']}  {said} (")]
+    assert "hidden; -o PICTURE draws what the model guesses there" in beit(*argv).out

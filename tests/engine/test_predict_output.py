@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,24 @@ def test_a_file_of_lines_names_what_cannot_be_read(
     file.unlink()
     assert beit("predict", finetuned_run, tmp_path / "none.png", "-o", file).code == 3
     assert not file.exists()
+
+
+@pytest.mark.parametrize("is_good", [False, True])
+def test_a_classifier_that_guesses_is_told(
+    beit: Callable, finetuned_run: Path, labelled_folder: Path, tmp_path: Path, is_good: bool
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finetuned_run, run)
+    row = {"step": 4, "held_out_top1": 0.9 if is_good else 0.34, "held_out_images": 100, "held_out_loss": 1.0}
+    later = row | {"step": 5, "held_out_top1": 0.1}  # of a checkpoint that is not there
+    (run / "metrics.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(later)}\n")
+    (run / "evaluation.json").write_text(json.dumps({"classes": list("abc"), "labelled": [34, 33, 33], "step": 4}))
+    ended = beit("predict", run, labelled_folder / "red" / "01.png")
+    assert ended.code == 0
+    assert len(ended.lines) == 1
+    told = f"warning: Doubt what '{run}' predicts, by the record of its run. It is not shown to be better than"
+    assert [line.startswith(told) for line in ended.err.splitlines()] == ([] if is_good else [True])
+    assert beit("predict", run, labelled_folder / "red" / "01.png", "--quiet").err == ""
 
 
 def assert_refused(ended: Ended, named: str, kind: str, folder: Path) -> None:
@@ -102,6 +121,15 @@ def test_what_a_detector_does_not_use_is_refused(
     monkeypatch.chdir(tmp_path)
     ended = beit("predict", detector_run, labelled_folder / "red", *argv)
     assert_refused(ended, named, "a detector", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["boxes.png", "boxes.JPG", "boxes.zip"])
+def test_no_folder_of_pictures_is_made_of_the_name_of_a_file(
+    beit: Callable, detector_run: Path, labelled_folder: Path, tmp_path: Path, name: str
+) -> None:
+    for inputs in (labelled_folder / "red", labelled_folder / "red" / "01.png"):
+        ended = beit("predict", detector_run, inputs, "-o", tmp_path / name)
+        assert_refused(ended, "reads as one file, and a folder is needed", f"'{tmp_path}/boxes'", tmp_path)
 
 
 @pytest.mark.parametrize(

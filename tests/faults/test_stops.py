@@ -88,7 +88,7 @@ def test_a_signal_at_any_stage_saves_once_and_the_run_goes_on_to_the_same_end(
     by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     assert f"stopped: by {by} at step {step}; progress is saved." in said
     assert f"beit pretrain --out {run} --resume" in said
-    assert (f"the report so far: beit report {run}" in said) == (step > 0)
+    assert "the report so far" not in said  # --quiet
     assert "Traceback" not in said
     assert interrupted(resumption(run), images).code == 0
     assert outcome(run, images) == whole
@@ -107,6 +107,7 @@ def test_a_stop_in_the_tokenizer_of_a_pretraining_says_so(tmp_path: Path, labell
     assert ended.code == 130, ended.err
     told = r"^stopped: by Ctrl-C at step \d of the tokenizer, before pretraining; progress is saved\.$"
     assert re.search(told, ended.err, re.MULTILINE), ended.err
+    assert f"the report so far: beit report {run / 'tokenizer'}" in " ".join(ended.err.split())
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
@@ -239,7 +240,8 @@ def test_a_signal_while_tokens_are_written_keeps_those_that_are_made(
 
     ended = forked(work)
     assert ended.code == 75, ended.err
-    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+    left = {".npz": {"tokens.npz.partial", "tokens.npz.partial.jsonl"}}.get(suffix, {target.name})
+    assert {path.name for path in tmp_path.iterdir()} == left
     assert beit(*argv, "-o", target, "--resume").code == 0
     assert beit(*argv, "-o", other).code == 0
     if suffix == ".jsonl":

@@ -11,7 +11,7 @@ NAMES = ("left", "top", "rest")
 IGNORE = 9
 
 
-def save_scene(root: Path, name: str, seed: int, shape: tuple[int, int] = (40, 52)) -> None:
+def save_scene(root: Path, name: str, seed: int, shape: tuple[int, int] = (40, 52), ignore: int = IGNORE) -> None:
     """Saves an image with one coloured region per class, at random positions, and its mask with an ignored rim."""
     rng = np.random.default_rng(seed)
     height, width = shape
@@ -21,7 +21,7 @@ def save_scene(root: Path, name: str, seed: int, shape: tuple[int, int] = (40, 5
     mask[:, :across] = 0
     colours = np.array([[220, 40, 40], [40, 60, 220], [40, 200, 60]], np.uint8)
     pixels = np.clip(colours[mask] + rng.normal(0, 12, (*shape, 3)), 0, 255).astype(np.uint8)
-    mask[:2] = IGNORE
+    mask[:2] = ignore
     for kind, array in (("images", pixels), ("masks", mask)):
         (root / kind).mkdir(parents=True, exist_ok=True)
         Image.fromarray(array).save(root / kind / f"{name}.png")

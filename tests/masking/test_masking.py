@@ -160,7 +160,7 @@ def test_make_masking_refuses_with_a_way_out(settings, words):
 def test_make_masking_suggests_the_name_meant():
     with pytest.raises(UsageError, match="--masking blokwise") as caught:
         make_masking("blokwise", (14, 14), 75)
-    assert "Did you mean blockwise?" in caught.value.hint
+    assert "Did you mean 'blockwise'?" in caught.value.hint
 
 
 def test_min_block_above_num_masked_is_allowed():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
@@ -28,8 +28,12 @@ def _run(config: DoctorConfig, console: CommandConsole) -> None:
     if report.unreadable:
         lists = [output for output in config.output if output.lower().endswith(LISTS)]
         listed = f"'{lists[0]}' lists" if lists else "-o good.tsv lists"
-        way_out = f"The findings say which and why; {listed} the others, as DATA for every command."
-        raise DataError(f"{report.unreadable:,} of {counted(report.images, 'image')} cannot be read.", way_out)
+        said = f"{report.unreadable:,} of {counted(report.images, 'image')} cannot be read."
+        if not console.wants_json:  # the findings above say it already
+            said = f"{counted(report.unreadable, 'unreadable image')}, as above."
+        raise DataError(
+            said, f"Replace what is damaged, or leave it out: {listed} the others, as DATA for every command."
+        )
 
 
 def _facts(report: DoctorReport) -> dict[str, str]:
@@ -37,16 +41,21 @@ def _facts(report: DoctorReport) -> dict[str, str]:
     classes = {name: len(counts) for name, counts in report.classes.items()}
     facts = {
         "images": f"{report.images:,}, {size_text(report.bytes)}",
-        "unreadable": f"{report.unreadable:,}" if report.unreadable else "",
         "splits": ", ".join(f"{name} {number:,}" for name, number in splits.items()) if len(splits) > 1 else "",
         "formats": ", ".join(f"{name} {number:,}" for name, number in report.formats.items()),
-        "shorter side": "{least} to {greatest} pixels, half up to {median}".format(**sizes) if sizes else "",
+        "shorter side": _shorter_side(sizes) if sizes else "",
         "classes": "; ".join(
             f"{_of_split(report, name)}{number} of {_spread(report, name)} images" for name, number in classes.items()
         ),
         "repeated": f"{sum(len(group.paths) - 1 for group in report.copies):,}" if report.copies else "",
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def _shorter_side(sizes: dict[str, Any]) -> str:
+    if sizes["least"] == sizes["greatest"]:
+        return f"{sizes['least']} pixels"
+    return "{least} to {greatest} pixels, half up to {median}".format(**sizes)
 
 
 def _of_split(report: DoctorReport, split: str) -> str:
@@ -59,10 +68,11 @@ def _spread(report: DoctorReport, split: str) -> str:
 
 
 def _print_findings(report: DoctorReport, console: CommandConsole) -> None:
-    if not report.findings:
+    if not any(each.images or each.severity == "warning" for each in report.findings):
         console.print_line("Nothing is wrong with these images.")
     for each in report.findings:
-        console.print_line(f"{each.severity}: {each.what} {each.way_out}".rstrip())
+        way_out = "" if each.kind == "unreadable" else each.way_out  # the error at the end says it
+        console.print_sentences(f"{each.severity}: {each.what} {way_out}".rstrip())
         for example in each.examples[:_SHOWN]:
             console.print_line(f"    {example['path']}" + (f": {example['why']}" if example["why"] else ""))
         if each.images > _SHOWN:

@@ -40,7 +40,7 @@ def _said(document: dict[str, Any]) -> str:
     if features.ndim > 1:
         features, patches = features[0], f"{len(features)} x "
     first = " ".join(f"{number:.3f}" for number in as_numbers(features[:_FEW]))
-    return f"{patches}{len(features)}  {first}{' ...' if len(features) > _FEW else ''}"
+    return f"{patches}{len(features)} numbers: {first}{' ...' if len(features) > _FEW else ''}"
 
 
 DECLARATION = Declaration(

@@ -30,10 +30,9 @@ def _run(config: ExportConfig, console: CommandConsole) -> None:
 def _format(to: str, *, is_given: bool) -> str:
     """Returns the format that was written in words, and how the others are had where none was asked for."""
     if is_given:
-        return f"{to}: {LAYOUTS[to]}"
-    setting = settings_of(ExportConfig)["to"]
-    others = ", ".join(each for each in setting.choices if each != to)
-    return f"{to}: {LAYOUTS[to]}; {setting.flag} gives {others} instead"
+        return f"{LAYOUTS[to]} (--to {to})"
+    others = ", ".join(each for each in settings_of(ExportConfig)["to"].choices if each != to)
+    return f"{LAYOUTS[to]} (--to {to}; others: {others})"
 
 
 DECLARATION = Declaration(

@@ -6,6 +6,7 @@ from typing import Any
 
 from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
+from beitcli.config.architecture import kind_in_words
 from beitcli.config.inspect_export import InspectConfig
 from beitcli.runtime.metric_text import size_text
 
@@ -19,7 +20,7 @@ def _run(config: InspectConfig, console: CommandConsole) -> None:
         name = shape.pop("name", "")
         facts = {
             "format": f"{report.format}, {report.container}, {size_text(report.bytes)}",
-            "kind": report.kind,
+            "kind": _kind(report.kind),
             "architecture": f"{name}: ".lstrip(": ") + ", ".join(f"{key} {value}" for key, value in shape.items()),
             "parameters": report.parameters,
             "image size": " x ".join(map(str, report.image_size)) + " pixels",
@@ -40,6 +41,11 @@ def _run(config: InspectConfig, console: CommandConsole) -> None:
     if report.tensors and not console.wants_json:
         shapes = {name: " x ".join(map(str, shape)) for name, shape in report.tensors.items()}
         console.print_rows([{"tensor": name, "shape": shape} for name, shape in shapes.items()])
+
+
+def _kind(kind: str) -> str:
+    words = kind_in_words(kind)
+    return kind if words.endswith(f" {kind}") else f"{kind}: {words}"
 
 
 DECLARATION = Declaration(

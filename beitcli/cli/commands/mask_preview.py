@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
 from beitcli.config.mask_preview import MaskPreviewConfig
@@ -29,6 +31,7 @@ def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
         return
     from beitcli.engine.mask_preview import mask_preview
 
+    last = None
     for preview in mask_preview(config, console.on_event, console.stdin):
         document = preview.document
         if is_picture:
@@ -40,16 +43,25 @@ def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
         elif "error" in document:
             console.print_line(f"{document['path']}  error: {document['error']}")
         else:
-            rows, columns = document["grid"]
-            accuracy = document.get("masked_accuracy")
-            right = f", {accuracy:.1%} of their tokens guessed right" if accuracy is not None else ""
-            said = f"{document['num_masked']} of {rows * columns} patches hidden{right}"
-            console.print_line(f"{document['path']}  {said}")
+            console.print_line(f"{document['path']}  {_said(document, config)}")
             console.print_text(
                 "\n".join("".join("██" if hidden else "··" for hidden in row) for row in document["mask"])
             )
-            if document["output"]:
-                console.print_line(document["output"])
+            if document["output"] not in (None, last):  # a sheet of several images is told once
+                last = document["output"]
+                console.print_line(last)
+
+
+def _said(document: dict[str, Any], config: MaskPreviewConfig) -> str:
+    """What a document says of an image, in a line."""
+    rows, columns = document["grid"]
+    hidden, accuracy = document["num_masked"], document.get("masked_accuracy")
+    said = f"{hidden} of {rows * columns} patches hidden"
+    if accuracy is not None:
+        return f"{said}, {round(accuracy * hidden)} of their tokens guessed right ({accuracy:.0%})"
+    if config.model is not None and config.output is None and not config.preview:
+        return f"{said}; -o PICTURE draws what the model guesses there"
+    return said
 
 
 def _goes_to_stdout(output: str | None) -> bool:

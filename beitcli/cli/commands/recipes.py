@@ -25,7 +25,7 @@ def _run(config: RecipesConfig, console: CommandConsole) -> None:
     recipes = list_recipes(config)
     if console.wants_json:
         console.print_line(dump_json([asdict(recipe) for recipe in recipes]))
-    elif config.name:
+    elif any(recipe.name in config.name for recipe in recipes):
         for recipe in recipes:
             console.print_text(f"# beit {recipe.command} --recipe {recipe.name}\n{recipe.text}\n")
     else:
@@ -34,13 +34,15 @@ def _run(config: RecipesConfig, console: CommandConsole) -> None:
             rows = [{"recipe": each.name, "about": _SOURCE.sub("", each.about)} for each in smallest_first]
             console.print_rows(rows, whole="recipe", title=f"beit {command} --recipe ...")
             console.print_line("")
-        console.print_line("beit recipes NAME shows the settings of one, with their source and the result expected.")
+        console.print_line("`beit recipes NAME` shows the settings of one, with their source and the result expected.")
 
 
 DECLARATION = Declaration(
     config=RecipesConfig,
     examples=(
         "beit recipes small",
+        "beit recipes pretrain",
+        "beit recipes finetune base",
         "beit recipes --json | jq -r '.[] | select(.command == \"finetune\") | .name'",
     ),
     run=_run,

@@ -24,7 +24,7 @@ def _run(config: TokenizeConfig, console: CommandConsole) -> None:
             console.print_json(document)
         elif "tokens" in document:
             first = " ".join(str(token) for token in document["tokens"][:8])
-            console.print_line(f"{document['path']}  {document['grid'][0]} x {document['grid'][1]}  {first} ...")
+            console.print_line(f"{document['path']}  {document['grid'][0]} x {document['grid'][1]} tokens: {first} ...")
         else:
             console.print_line(f"{document['path']}  {document.get('output') or 'error: ' + document['error']}")
 

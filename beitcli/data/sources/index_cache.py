@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from beitcli.data.sources.index_note import INDEX
 from beitcli.runtime.storage.cache_folder import cache_folder
 from beitcli.runtime.storage.own_files import apply_umask
 from beitcli.runtime.storage.regular_files import require_regular
@@ -62,20 +63,21 @@ def load_index(path: Path, about: Mapping[str, Any]) -> dict[str, np.ndarray] | 
             metadata, arrays = file.metadata(), {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError):
         return None
-    return arrays if metadata == _metadata(about, arrays) else None
+    return arrays if metadata == _metadata(about, arrays, _name_in(metadata)) else None
 
 
-def save_index(path: Path, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+def save_index(path: Path, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray], of: str | bytes = "") -> None:
     """Writes an index to the cache; does nothing if the cache is not writable.
 
     Args:
         about: Key of the data from which it was built, with JSON values: strings, integers, lists.
+        of: Name of the data for people, as `beit cache list` shows it.
     """
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(contiguous, beside, metadata=_metadata(about, contiguous))
+        save_file(contiguous, beside, metadata=_metadata(about, contiguous, os.fsdecode(of)))
         apply_umask(beside)
         beside.replace(path)
     except (OSError, SafetensorError):
@@ -83,10 +85,20 @@ def save_index(path: Path, about: Mapping[str, Any], arrays: Mapping[str, np.nda
             beside.unlink(missing_ok=True)
 
 
-def _metadata(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+def _metadata(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray], of: str) -> dict[str, str]:
     """Returns metadata with a CRC-32 of names, types and data of the arrays; safetensors has no checksum."""
-    check = 0
+    check = zlib.crc32(os.fsencode(of))
     for name, array in sorted(arrays.items()):
         check = zlib.crc32(array.data, zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), check))
-    entry = json.dumps([_FORMAT, about, check], sort_keys=True)
-    return {"index": entry}  # one entry, so that equal indexes give equal files: safetensors does not keep an order
+    entry = json.dumps([_FORMAT, about, check, *([of] if of else [])], sort_keys=True)
+    return {INDEX: entry}  # one entry, so that equal indexes give equal files: safetensors does not keep an order
+
+
+def _name_in(metadata: dict[str, str] | None) -> str:
+    """Returns the name of the data in the metadata of a file; empty without one."""
+    try:
+        of = json.loads((metadata or {})[INDEX])[3]
+        os.fsencode(of)
+        return str(of)
+    except (LookupError, ValueError, TypeError, RecursionError):
+        return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import itertools
 import os
@@ -13,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from beitcli.config.data_formats import DATA_FORMATS, data_formats, is_word
+from beitcli.config.nearest import suggestion
 from beitcli.data.decoding import heif
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.concat import Concat
@@ -145,9 +145,8 @@ def _missing(path: str, *, is_pattern: bool) -> DataError:
     while parent and not os.path.isdir(parent):
         parent, name = os.path.split(parent)
     words = [] if parent else [word for each in formats() for word in each.words]
-    close = difflib.get_close_matches(name, sibling_names(parent) + words, n=1)
-    suggestion = f"Did you mean '{os.path.join(parent, close[0])}'?" if close else _hint()
-    return DataError(f"'{path}' does not exist.", hint=suggestion)
+    meant = suggestion(name, sibling_names(parent) + words, prefix=os.path.join(parent, ""))
+    return DataError(f"'{path}' does not exist.", hint=meant or _hint())
 
 
 def _require_classes(source: Source, parts: Sequence[Source], least: int) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from beitcli.config.fields import suggestion
+from beitcli.config.nearest import suggestion
 from beitcli.data.sources.format import Request
 from beitcli.errors import DataError
 

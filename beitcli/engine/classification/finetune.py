@@ -22,7 +22,7 @@ from beitcli.engine.classification.mixing import require_pairs
 from beitcli.engine.classification.task import FinetuneTask
 from beitcli.engine.events import Note, OnEvent, ignore, openings
 from beitcli.engine.report.intervals import commonest_share, share_interval
-from beitcli.engine.trainer.data import HeldOut, hold_out, open_images, validation_data
+from beitcli.engine.trainer.data import HeldOut, hold_out, open_images, validation_data, validation_images
 from beitcli.engine.trainer.finetuning import FinetuneData, open_finetuning, run_finetuning
 from beitcli.engine.trainer.model_card import FinetunedCard, pixels
 from beitcli.engine.trainer.pretrained import POOLING, HeadTransfer, Pretrained, build_finetuned
@@ -111,7 +111,8 @@ def _card(report: FinetuneReport, task: FinetuneTask) -> FinetunedCard:
         title=f"{task.family} classifier",
         facts={"images": pixels(task.model.architecture.image_size)},
         metrics={
-            f"top-1 ({report.images} images: {report.measured_on})": f"{report.top1:.4f}",
+            f"top-1 ({report.images} images: {report.measured_on})": f"{report.top1:.4f} "
+            f"(95%: {report.top1_interval[0]:.4f} to {report.top1_interval[1]:.4f})",
             **({} if is_idle("top5", report.classes) else {"top-5": f"{report.top5:.4f}"}),
         },
     )
@@ -164,7 +165,7 @@ def _validation(
     """Returns training and validation images, and the name of the latter."""
     own = validation_data(config, source)
     if own is None:
-        held = hold_out(source, _HELD_OUT, config.seed, world)
+        held = hold_out(source, _HELD_OUT, config.seed, world, validation_images(config, len(source)))
         return held, held.name
     references, split, measured_on = own
     labelled = config.problem == "single-label"

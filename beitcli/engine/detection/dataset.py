@@ -64,7 +64,7 @@ def open_detection_data(
             on_event(Warned(left_out_text(left_out, "measured image")))
         measured = measured.renamed(classes)
     else:
-        training, measured, on, is_apart = hold_out_annotated(training, training.subset, config.seed)
+        training, measured, on, is_apart = hold_out_annotated(training, training.subset, config)
     boxes, images, most = _counted(training, len(classes), "boxes", on_event)
     _require_boxes(boxes, training, on_event)
     mean_boxes = float(boxes.sum()) / len(training)

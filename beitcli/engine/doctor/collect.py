@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from beitcli.data.sources.base import Source
 from beitcli.engine.doctor.copies import Signatures
 from beitcli.engine.doctor.examine import DIGEST_BYTES, SMALL, Examined
 from beitcli.engine.doctor.marks import NAMES, bits_of
+
+_STEPS = (16, 32, 64, 128, 224, 384, 512, 1024, 2048, 4096)  # pixels
 
 
 @dataclass
@@ -64,3 +67,19 @@ def class_counts(source: Source) -> dict[str, int]:
         return {}
     labels = np.fromiter((source.label(index) for index in range(len(source))), np.int64, count=len(source))
     return dict(zip(source.classes, np.bincount(labels, minlength=len(source.classes)).tolist(), strict=True))
+
+
+def size_counts(sides: np.ndarray) -> dict[str, Any]:
+    """Returns `median`, `least`, `greatest` and a `histogram` of the shorter sides (n, 2) in pixels; 0 is no size."""
+    shorter = sides.min(axis=1)
+    shorter = shorter[shorter > 0]
+    if not len(shorter):
+        return {}
+    counts = np.bincount(np.searchsorted(_STEPS, shorter, side="left"), minlength=len(_STEPS) + 1).tolist()
+    names = [f"up to {step}" for step in _STEPS] + [f"above {_STEPS[-1]}"]
+    return {
+        "median": int(np.median(shorter)),
+        "least": int(shorter.min()),
+        "greatest": int(shorter.max()),
+        "histogram": {name: count for name, count in zip(names, counts, strict=True) if count},
+    }

@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from beitcli.config.pretrain import PretrainConfig
 from beitcli.data.sources.base import Source
-from beitcli.engine.doctor.collect import Collected, class_counts
+from beitcli.engine.doctor.collect import Collected, class_counts, size_counts
 from beitcli.engine.doctor.copies import Copies, find_copies
+from beitcli.engine.doctor.label_conflicts import label_conflicts
 from beitcli.engine.doctor.marks import MARKS
+from beitcli.engine.trainer.preflight.amount import few_findings, held_out_images, one_image_findings
 from beitcli.engine.trainer.preflight.findings import Severity
 from beitcli.engine.trainer.preflight.schedule import class_findings
 from beitcli.runtime.metric_text import counted
 
 MOST_EXAMPLES = 100  # paths of a finding in JSON
-_STEPS = (16, 32, 64, 128, 224, 384, 512, 1024, 2048, 4096)  # pixels
+_ONE_OF_EACH = "A list of the good ones (-o good.tsv) has one of each."
 _SAME = {"bytes": "byte for byte", "pixels": "in every pixel", "near": "nearly"}
 
 
@@ -138,6 +141,8 @@ def diagnose(data: str, parts: dict[str, Source], collected: Collected, left_asi
     image_of = {name: collected.marked(name) for name in MARKS}
     diagnosis = Diagnosis(_nothing(data), collected, copies, names, starts, image_of)
     findings = [*_of_images(collected, image_of, paths), *_of_copies(diagnosis, paths), *_of_classes(parts)]
+    findings += _of_conflicts(diagnosis, paths)
+    findings += _of_trainings(len(next(iter(parts.values()))))
     readable = int(collected.signatures.readable.sum())
     groups = [
         CopyGroup(
@@ -155,7 +160,7 @@ def diagnose(data: str, parts: dict[str, Source], collected: Collected, left_asi
         bytes=collected.stored_bytes,
         splits={name: len(part) for name, part in parts.items()},
         formats=dict(collected.formats.most_common()),
-        sizes=_sizes(collected),
+        sizes=size_counts(collected.sides),
         classes={name: counts for name, part in parts.items() if (counts := class_counts(part))},
         findings=sorted(findings, key=lambda each: each.severity != "warning"),
         copies=groups,
@@ -228,9 +233,21 @@ def _of_copies(diagnosis: Diagnosis, paths: Callable[[int], str]) -> Iterator[Da
             yield DataFinding(f"overlap-{kind}", "warning", across, what, way_out, apart)
         if repeated:
             what = f"{counted(repeated, 'image')} repeat{'s'[: repeated == 1]} another of the same split, {same}."
-            way_out = "Some may only be alike: look at them." if kind == "near" else "-o good.tsv lists one of each."
+            way_out = "Some may only be alike: look at them." if kind == "near" else _ONE_OF_EACH
             severity: Severity = "note" if kind == "near" else "warning"
             yield DataFinding(f"duplicates-{kind}", severity, repeated, what, way_out, within)
+
+
+def _of_conflicts(diagnosis: Diagnosis, paths: Paths) -> Iterator[DataFinding]:
+    found = label_conflicts(diagnosis.copies, paths.place)
+    if found:
+        examples = [
+            {"path": paths(index), "why": f"'{name}', and '{other}' as {paths(first)}"}
+            for index, first, name, other in found[:MOST_EXAMPLES]
+        ]
+        what = f"{counted(len(found), 'image')} {_are(len(found))} a copy of one of another class."
+        way_out = "One of the two labels is wrong, and a list has the first: remove the wrong ones before."
+        yield DataFinding("label-conflict", "warning", len(found), what, way_out, examples)
 
 
 def _are(number: int) -> str:
@@ -255,16 +272,14 @@ def _of_classes(parts: dict[str, Source]) -> Iterator[DataFinding]:
             yield DataFinding("unknown-classes", "warning", 0, what, "Add images of them.")
 
 
-def _sizes(collected: Collected) -> dict[str, Any]:
-    shorter = collected.sides.min(axis=1)
-    shorter = shorter[shorter > 0]
-    if not len(shorter):
-        return {}
-    counts = np.bincount(np.searchsorted(_STEPS, shorter, side="left"), minlength=len(_STEPS) + 1).tolist()
-    names = [f"up to {step}" for step in _STEPS] + [f"above {_STEPS[-1]}"]
-    return {
-        "median": int(np.median(shorter)),
-        "least": int(shorter.min()),
-        "greatest": int(shorter.max()),
-        "histogram": {name: count for name, count in zip(names, counts, strict=True) if count},
-    }
+def _of_trainings(images: int) -> Iterator[DataFinding]:
+    """Yields what `pretrain`, and the tokenizer that it may train before, would say of so many images.
+
+    Args:
+        images: Of the split to train on.
+    """
+    learned = images - held_out_images(images, PretrainConfig.holdout)
+    for command, what in (("pretrain", "To pretrain on"), ("train-tokenizer", "For a tokenizer")):
+        told = [*one_image_findings(command, images)] or [*few_findings(command, learned)]
+        for each in told:
+            yield DataFinding(f"{each.kind}-to-{command}", "note", 0, f"{what}: {each.what}", each.way_out)

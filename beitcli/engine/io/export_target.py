@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from beitcli.config.architecture import kind_in_words
 from beitcli.config.inspect_export import ExportConfig
 from beitcli.engine.io.outputs import require_folder, require_writable_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
@@ -40,4 +41,6 @@ def taken(config: ExportConfig) -> UsageError:
 def refuse_kind(config: ExportConfig, kind: str) -> None:
     """Raises UsageError for a kind of model that no layout holds."""
     if kind not in _KINDS:
-        raise UsageError(f"'{config.model}' is a {kind}, which has no export.", "Export a pretraining or classifier.")
+        raise UsageError(
+            f"'{config.model}' is {kind_in_words(kind)}, which has no export.", "Export a pretraining or classifier."
+        )

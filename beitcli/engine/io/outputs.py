@@ -113,7 +113,8 @@ def output_files(
 ) -> list[OutputFile]:
     """Plans one file per image: OUT, or files named after the images if there are several or OUT is a folder.
 
-    In a folder they have the first of `formats`, unless its name ends in another one.
+    In a folder they have the first of `formats`, unless its name ends in another one. A name that ends in one is a
+    folder's where there is such a folder, or a slash follows.
 
     Args:
         makes: Whether the folder is made; else it is only checked that it can be.
@@ -130,7 +131,12 @@ def output_files(
     together = target.suffix.lower() in of_all and not is_folder
     several = len(source) > 1 and not together
     if several and is_special:
-        raise UsageError(f"-o '{output}' takes one file, but {len(source)} images are given.", "Give -o DIR.")
+        raise UsageError(f"-o '{output}' takes one file, but {len(source):,} images are given.", "Give -o DIR.")
+    if several and has_format and not is_folder and not os.path.lexists(target):
+        raise UsageError(
+            f"-o '{output}' takes one image, but {len(source):,} are given.",
+            f"'{output}/' is a folder with a file each.",
+        )
     if several or is_folder:
         if os.path.lexists(target) and not target.is_dir():
             raise UsageError(f"-o '{output}' is a file, and a folder is needed.", "Give -o DIR.")

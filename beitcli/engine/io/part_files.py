@@ -149,6 +149,14 @@ class PartFiles:
             content = self._rows.read(min(step, len(self.paths) - first) * self._row_bytes)
             yield np.frombuffer(content, dtype=self._dtype).reshape(-1, *self._shape)
 
+    def rows(self) -> np.ndarray:
+        """Returns the rows as one array (n, *shape), mapped and not read; of the open file, wherever it is by now."""
+        shape = (len(self.paths), *self._shape)
+        if not len(self.paths):
+            return np.empty(shape, dtype=self._dtype)
+        self._rows.flush()
+        return np.memmap(self._rows, self._dtype, "r", shape=shape)
+
     def close(self) -> None:
         """Closes the files, and removes them if nothing was added to what the archive has."""
         for file in (self._rows, self._names):

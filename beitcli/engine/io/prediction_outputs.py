@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beitcli.config.fields import refuse_unused_by
+from beitcli.config.output_formats import require_folder_name
 from beitcli.config.predict import PredictConfig
 from beitcli.config.tasks import DEFAULT_TASK, TaskDefinition
 from beitcli.data.sources.base import Source
@@ -55,6 +56,7 @@ def _require_output(config: PredictConfig, task: TaskDefinition) -> None:
                 f"'{config.model}' is {task.article_kind}: -o '{path}' would be a folder of pictures.",
                 f"Give -o DIR; the documents go to stdout: > {shell_word(path)}",
             )
+        require_folder_name(config.output)
         return
     if path.suffix.lower() != _LINES and not is_stream(path):
         raise UsageError(

@@ -120,15 +120,11 @@ class Npz(TokenArchive):
 
     def write(self, path: Path) -> None:
         paths, sha256 = np.array(self.parts.paths, dtype=str), np.array(self.kind.sha256)
-        tokens = np.memmap(self.parts.files[0], np.int32, "r", shape=self.shape) if len(paths) else _nothing(self.shape)
+        tokens = self.parts.rows()
         write_output(
             path,
             lambda file: np.savez_compressed(file, paths=paths, tokens=tokens, grid=self.grid, tokenizer=sha256),
         )
-
-
-def _nothing(shape: tuple[int, int]) -> np.ndarray:
-    return np.empty(shape, dtype=np.int32)
 
 
 class Safetensors(TokenArchive):

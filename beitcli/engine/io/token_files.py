@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from beitcli.config.output_formats import unknown_format
+from beitcli.config.output_formats import PICTURE_SUFFIXES, unknown_format
 from beitcli.config.tokenize import TokenizeConfig
 from beitcli.engine.io.outputs import is_stream, require_folder, require_writable_outputs
 from beitcli.engine.io.part_files import part_files
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.token_archives import Npz, Parquet, Safetensors
 from beitcli.engine.io.token_lines import JsonLines, TokenFile, TokenKind
+from beitcli.errors import UsageError
 
 FORMATS: dict[str, type[TokenFile]] = {
     ".jsonl": JsonLines,
@@ -55,5 +56,9 @@ def require_writable_tokens(config: TokenizeConfig, inputs: ProtectedInputs) -> 
 
 def require_known_suffix(path: Path) -> None:
     """Raises UsageError if the suffix is that of no format."""
-    if path.suffix.lower() not in FORMATS:
+    suffix = path.suffix.lower()
+    if suffix in PICTURE_SUFFIXES:
+        hint = f"Tokens as a picture: --map {path}. As numbers: a name that ends in {', '.join(FORMATS)}."
+        raise UsageError(f"-o '{path}' is a picture's name, and -o writes tokens.", hint)
+    if suffix not in FORMATS:
         raise unknown_format(path, FORMATS)

@@ -19,7 +19,7 @@ from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import Size, denormalize, fit_center, normalize, to_array
 from beitcli.engine.io.outputs import to_picture
 from beitcli.models.networks.patchify import join_patches, patch_pixels
-from beitcli.pictures.canvas import Panel, contact_sheet
+from beitcli.pictures.canvas import PREVIEW_TEXT, Panel, contact_sheet
 from beitcli.pictures.masks import Guesses, mark_guesses, mask_overlay, mask_panels
 from beitcli.pictures.panels import nearest
 from beitcli.tokenizers.base import Tokenizer
@@ -97,7 +97,8 @@ def reconstruction_panels(images: torch.Tensor, masks: np.ndarray, guesses: Sequ
         [
             mask_panels(to_picture(image), mask, each, min_width=_WIDTH)
             for image, mask, each in zip(images / 255, masks, guesses, strict=True)
-        ]
+        ],
+        PREVIEW_TEXT,
     )
 
 
@@ -115,4 +116,4 @@ def agreement_panels(images: torch.Tensor, masks: np.ndarray, right: np.ndarray)
         mark_guesses(marked, mask, hit)
         shown = nearest(image, marked.size)
         rows.append([Panel(shown, "image"), Panel(marked, "hidden", Guesses(image, right=hit).notes(mask))])
-    return contact_sheet(rows)
+    return contact_sheet(rows, PREVIEW_TEXT)

@@ -6,13 +6,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from beitcli.engine.report.classes import class_tables
-from beitcli.engine.report.intervals import interval_of
-from beitcli.engine.report.next_steps import next_commands, note_of
+from beitcli.engine.report.intervals import interval_of, share_interval
+from beitcli.engine.report.next_steps import next_commands, note_of, tokenizer_commands
 from beitcli.engine.report.record import RunRecord
 from beitcli.engine.report.run_state import is_step, newest_folder
 from beitcli.engine.report.verdict import fixed_guess, verdict_of
 from beitcli.escaping import shell_line
-from beitcli.runtime.metric_text import HELD_OUT, counted, figure_text, is_idle, is_share, metric_label, metric_title
+from beitcli.runtime.metric_text import (
+    HELD_OUT,
+    counted,
+    figure_text,
+    is_idle,
+    is_share,
+    measured_images,
+    metric_label,
+    metric_title,
+    percent,
+)
 
 _FINGERPRINT = 16  # characters that are shown
 _POINTS = 400  # of a curve at most
@@ -32,7 +42,7 @@ _KEY = (
     "mean_ap", "micro_f1", "miou", "pixel_accuracy", "mean_accuracy", "ap", "ap50", "ap75", "ap_small", "ap_medium",
     "ap_large", "mask_ap", "psnr", "mae", "cosine", "codes_used", "perplexity", "commonest_share", "images",
 )  # fmt: skip
-_MEASURED = ("images", "patches", "tokens")
+_MEASURED = ("patches", "tokens")
 
 
 def document_of(records: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Any]:
@@ -51,7 +61,8 @@ def document_of(records: Sequence[RunRecord], names: Sequence[str]) -> dict[str,
 def _run(record: RunRecord, name: str) -> dict[str, Any]:
     verdict = verdict_of(record.measured)
     last = record.rows[-1] if record.rows else {}
-    commands = next_commands(
+    tokenizer = tokenizer_commands(record.settings) if verdict.needs_tokenizer else []
+    commands = tokenizer + next_commands(
         record.command,
         record.settings,
         str(record.path),
@@ -70,7 +81,8 @@ def _run(record: RunRecord, name: str) -> dict[str, Any]:
         "step": record.step,
         "measured_step": measurings[-1][0] if measurings else None,
         "epoch": last.get("epoch"),
-        "seconds": record.seconds,
+        "seconds": record.time.total,
+        "measured_images": images_of(record.on_training),
         "verdict": {"grade": verdict.grade, "text": verdict.text},
         "figures": _figures(record),
         "facts": _facts(record, last),
@@ -83,15 +95,32 @@ def _run(record: RunRecord, name: str) -> dict[str, Any]:
 
 
 def _figures(record: RunRecord) -> list[dict[str, Any]]:
-    """Returns the figures of held-out images, the known ones first; those of one class are in `class_tables`."""
+    """Returns the figures of the measured images, the known ones first; those of one class are in `class_tables`."""
     classes = record.measured.classes
     hidden = {name for name in record.held_out if "/" in name or name in _OF_VERDICT or is_idle(name, classes)}
     own = {name: value for name, value in record.held_out.items() if name not in hidden}
     names = [*(name for name in _KEY if name in own), *(name for name in own if name not in _KEY)]
+    images = int(own.get("images", 0))
+    sure = {name: _how_sure(name, own[name], images) for name in names}
     return [
-        {"name": _label(name), "title": _title(name), "text": figure_text(name, own[name]), "value": own[name]}
+        {
+            "name": _label(name) + sure[name],
+            "title": _title(name) + sure[name],
+            "text": figure_text(name, own[name]),
+            "value": own[name],
+        }
         for name in names
     ]
+
+
+def _how_sure(name: str, value: float, images: int) -> str:
+    """Returns the interval of an accuracy, or of how many images another share is, behind the name of the figure."""
+    if not images or not is_share(name):
+        return ""
+    if name not in ("top1", "top5"):
+        return f" of {counted(images, 'image')}"
+    low, high = share_interval(value, images)
+    return f" of {counted(images, 'image')} (95%: {percent(low)} to {percent(high)})"
 
 
 def _label(name: str) -> str:
@@ -110,6 +139,7 @@ def _facts(record: RunRecord, last: dict[str, float]) -> dict[str, str]:
         "made by": f"beit {record.command}, recipe {settings.get('recipe', '?')}",
         "data": " ".join(map(str, data)) if isinstance(data, list) else str(data or ""),
         "fingerprint of the data": record.fingerprint[:_FINGERPRINT],
+        "time": str(record.time) if record.time.total else "",
         "measured on": ", ".join(filter(None, (str(settings.get("val") or ""), *_measured_counts(record)))),
         "speed": f"{last['images_per_second']:,.1f} images/s" if "images_per_second" in last else "",
         "waiting for data": f"{last['data_wait_share']:.0%} of the time" if "data_wait_share" in last else "",
@@ -118,9 +148,19 @@ def _facts(record: RunRecord, last: dict[str, float]) -> dict[str, str]:
 
 
 def _measured_counts(record: RunRecord) -> Iterator[str]:
+    images = record.held_out.get("measured_images", record.held_out.get("images"))
+    if images is not None:
+        yield measured_images(round(images), on_training=record.on_training)
+    elif record.held_out:  # of pixels and of tokenizers they are not counted
+        yield images_of(record.on_training)
     for name in _MEASURED:
         if (number := record.held_out.get(f"measured_{name}")) is not None:
             yield counted(round(number), name.removesuffix("s"))
+
+
+def images_of(on_training: bool) -> str:
+    """Returns what the measured images of a run are, for display."""
+    return "training images" if on_training else "held-out images"
 
 
 def differing_settings(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
@@ -139,7 +179,7 @@ def _setting(value: Any) -> str:
 
 
 def charts_of(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """Returns one chart for each metric: its curve in training and on held-out images, and its baseline."""
+    """Returns one chart for each metric: its curve in training and on the measured images, and its baseline."""
     found = dict.fromkeys(
         name.removeprefix(HELD_OUT)
         for record in records
@@ -168,7 +208,7 @@ def _lines(number: int, record: RunRecord, name: str) -> Iterable[dict[str, Any]
     has_measured_baseline = any(f"{HELD_OUT}{baseline}" in row for row in record.rows) if baseline else False
     curves = [
         (name, "training", "training"),
-        (measured, "held-out", "held-out images"),
+        (measured, "held-out", images_of(record.on_training)),
         (f"{HELD_OUT}{baseline}" if has_measured_baseline else baseline, "baseline", words),
     ]
     for key, role, label in curves:

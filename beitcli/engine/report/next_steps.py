@@ -42,6 +42,16 @@ def next_commands(
     return [*resume, *(_of_model(command, settings, run, decodes=decodes) if has_model else [])]
 
 
+def tokenizer_commands(settings: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Returns the commands that train another tokenizer for a pretraining, and say whether it suits the data."""
+    data, run = _texts(settings.get("data")), "runs/tokenizer"
+    named = ("DATA",) if not data or "-" in data else data
+    return [
+        ("beit", "train-tokenizer", *named, "--recipe", "small", "--out", run),
+        ("beit", "tokenize", *named, "--tokenizer", run, "--stats"),
+    ]
+
+
 def note_of(words: Sequence[str]) -> str:
     """Returns what to say beside one of the commands: of `--resume` the options that it lacks, else nothing."""
     return resuming_note(_TRAININGS[words[1]]) if "--resume" in words else ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from beitcli.engine.report.document import document_of
+from beitcli.engine.report.document import document_of, images_of
 from beitcli.engine.report.record import preview_files, read_record
 from beitcli.pictures.page_file import Page, assemble, image_url, page_part, plain_section
 from beitcli.runtime.storage.regular_files import open_regular
@@ -18,7 +18,7 @@ from beitcli.runtime.storage.run_dir import PREVIEWS
 
 PAGE = "report.html"
 _PICTURES = 24  # of a page, at equal distances over the run
-_WIDTH = 1000  # pixels of a preview at most
+_WIDTH = 1120  # pixels of a preview at most
 _QUALITY = 82
 _NEEDS_SCRIPT = "Curves, previews and classes are drawn by JavaScript, which is off here."
 
@@ -34,7 +34,7 @@ def report_page(runs: Sequence[Path], *, finished: bool = False) -> str:
     """
     document = report_document(runs, finished=finished)
     strips = [
-        {"name": strip["name"], "pictures": _pictures(strip["pictures"], max(4, _PICTURES // len(runs)))}
+        {**strip, "pictures": _pictures(strip["pictures"], max(4, _PICTURES // len(runs)))}
         for strip in document["previews"]
     ]
     document["previews"] = [strip for strip in strips if strip["pictures"]]  # all of a run's may be damaged
@@ -72,13 +72,15 @@ def report_document(runs: Sequence[Path], *, finished: bool = False) -> dict[str
     document = document_of(records, names)
     document["previews"] = []
     for record, name in zip(records, names, strict=True):
-        own = name if len(names) > 1 else ""
+        own, tokenizer = name if len(names) > 1 else "", record.tokenizer
+        images = images_of(record.on_training)
         pictures = preview_files(record.path / PREVIEWS)
         if not pictures:
             pictures = preview_files(record.path / "tokenizer" / PREVIEWS)
             own = ", ".join(filter(None, (own, "its tokenizer")))
+            images = images_of(tokenizer is not None and tokenizer.on_training)
         strip = [{"step": step, "path": str(path)} for path, step in pictures]
-        document["previews"] += [{"name": own, "pictures": strip}] if strip else []
+        document["previews"] += [{"name": own, "images": images, "pictures": strip}] if strip else []
     return document
 
 
@@ -104,5 +106,5 @@ def _pictures(found: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]
             Image.open(file, formats=["PNG"]) as image,
         ):
             image.thumbnail((_WIDTH, 4 * _WIDTH))
-            drawn.append({"step": each["step"], "url": image_url(image, quality=_QUALITY)})
+            drawn.append({"step": each["step"], "width": image.width, "url": image_url(image, quality=_QUALITY)})
     return drawn

@@ -12,13 +12,14 @@ from typing import Any
 from beitcli.engine.report.run_state import (
     State,
     as_mapping,
+    document_in,
     finite_numbers,
     is_step,
     newest_folder,
     read_run,
     settings_of_run,
-    small_text,
 )
+from beitcli.engine.report.run_time import RunTime, time_of
 from beitcli.engine.report.verdict import Measured
 from beitcli.runtime.metric_text import HELD_OUT
 from beitcli.runtime.storage.regular_files import open_regular
@@ -42,7 +43,8 @@ class RunRecord:
         bad_count: Number of all of them.
         fingerprint: Of the training data; empty if unknown.
         evaluation: The document of evaluation.json; empty without one.
-        seconds: Training time.
+        on_training: Whether the measured images are training images, too few to hold any out.
+        time: How long it took, in its parts.
         vocab_size: Codes of a tokenizer, or of that whose tokens are predicted; 0 if unknown.
         tokenizer: What is known of the tokenizer that the run trained for itself; None without one.
     """
@@ -51,7 +53,7 @@ class RunRecord:
     command: str
     state: State
     step: int
-    seconds: float
+    time: RunTime
     settings: dict[str, Any]
     rows: list[dict[str, float]]
     bad: list[tuple[str, str]]
@@ -60,6 +62,7 @@ class RunRecord:
     evaluation: dict[str, Any]
     vocab_size: int = 0
     tokenizer: Measured | None = None
+    on_training: bool = False
 
     @property
     def name(self) -> str:
@@ -98,6 +101,7 @@ class RunRecord:
             classes=len(classes) if isinstance(classes, list) else len(self.class_names),
             commonest=max(labelled.values(), default=0) / max(1, sum(labelled.values())),
             labelled=sum(count > 0 for count in labelled.values()),
+            on_training=self.on_training,
         )
 
     @property
@@ -111,8 +115,8 @@ def read_record(path: Path) -> RunRecord:
     settings = settings_of_run(path)
     run = read_run(path)
     newest = newest_folder(path / "checkpoints")
-    trainer = _document(newest, "trainer.json") if newest else {}
-    saved = as_mapping(_document(newest, "config.json").get("beit")) if newest else {}
+    trainer = document_in(newest, "trainer.json")
+    saved = as_mapping(document_in(newest, "config.json").get("beit"))
     codes = as_mapping(saved.get("architecture")).get("vocab_size")
     if saved.get("target") == "tokens":
         codes = saved.get("outputs")
@@ -123,7 +127,7 @@ def read_record(path: Path) -> RunRecord:
         command=command,
         state=run.state,
         step=run.step,
-        seconds=float(finite_numbers(trainer).get("seconds", 0.0)),
+        time=time_of(path),
         settings=settings,
         rows=_rows(path / "metrics.jsonl"),
         bad=bad[:_BAD_NAMED],
@@ -132,6 +136,7 @@ def read_record(path: Path) -> RunRecord:
         evaluation=_evaluation(path / EVALUATION),
         vocab_size=codes if is_step(codes) else 0,
         tokenizer=_own_tokenizer(path / "tokenizer") if command == "pretrain" else None,
+        on_training=trainer.get("on_training") is True,
     )
 
 
@@ -140,12 +145,6 @@ def _own_tokenizer(folder: Path) -> Measured | None:
         if settings_of_run(folder).get("command") == "train-tokenizer":
             return read_record(folder).measured
     return None
-
-
-def _document(folder: Path, name: str) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        return as_mapping(parse_json(small_text(folder / name)))
-    return {}
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -27,11 +27,11 @@ class Run:
         state: `running` (a process holds its lock), `done` (it has all its steps and its model card), `stopped` (it
             can be resumed), `empty` (no checkpoint yet, nor one of its own tokenizer) or `damaged` (its files cannot be
             read).
-        step: That of the newest checkpoint, or of the last logged step if there is none.
-        when: Of the last change, in seconds since 1970.
+        step: That of the newest checkpoint; the last logged one of a run that goes on, or that has no checkpoint.
+        when: Of the last change, in seconds since 1970; of a run that goes on, at least of when it was begun.
         figures: Of held-out images, at the newest checkpoint or the last one before that was measured; without any,
             of the last logged step.
-        tokenizer_step: That of its own tokenizer's newest checkpoint, while the run itself has none.
+        tokenizer_step: That of its own tokenizer, while the run itself has no checkpoint.
     """
 
     run: str
@@ -51,24 +51,34 @@ def read_run(path: Path) -> Run:
         settings = settings_of_run(path)
     newest = newest_folder(path / "checkpoints")
     newest_line, measured = _newest_lines(path / "metrics.jsonl")
-    trainer: dict[str, Any] = {}
-    if newest is not None:
-        with suppress(OSError, ValueError):
-            trainer = as_mapping(parse_json(small_text(newest / "trainer.json")))
+    trainer = document_in(newest, "trainer.json")
     trained = {name: value for name, value in newest_line.items() if name not in ("step", "epoch", "lr")}
     figures = as_mapping(trainer.get("figures")) or measured or trained
     step = trainer.get("step", newest_line.get("step"))
     tokenizer = newest_folder(path / "tokenizer" / "checkpoints") if newest is None else None
+    tokenizer_step = None if tokenizer is None else _step_of(tokenizer)
+    state = _state(path, newest, tokenizer, trainer)
+    changed = [path, path / "metrics.jsonl"]
+    if state == "running":  # its checkpoint may be far behind
+        changed += [path / ".lock", path / "tokenizer" / "metrics.jsonl"]
+        step = _later(step, newest_line.get("step"))
+        if newest is None and not newest_line:
+            tokenizer_step = _later(tokenizer_step, _newest_lines(path / "tokenizer" / "metrics.jsonl")[0].get("step"))
     return Run(
         run=str(path),
         command=str(settings.get("command", "?")),
         recipe=settings.get("recipe") if isinstance(settings.get("recipe"), str) else None,
-        state=_state(path, newest, tokenizer, trainer),
+        state=state,
         step=step if is_step(step) else 0,
-        when=max((each.stat().st_mtime for each in (path, path / "metrics.jsonl") if each.exists()), default=0.0),
+        when=max((each.stat().st_mtime for each in changed if each.exists()), default=0.0),
         figures={n: float(v) for n, v in finite_numbers(figures).items()},
-        tokenizer_step=None if tokenizer is None else _step_of(tokenizer),
+        tokenizer_step=tokenizer_step,
     )
+
+
+def _later(step: Any, logged: Any) -> int | None:
+    """Returns the later of two steps of files, which may be anything."""
+    return max((each for each in (step, logged) if is_step(each)), default=None)
 
 
 def _step_of(checkpoint: Path) -> int | None:
@@ -155,6 +165,13 @@ def _is_finite(value: Any) -> bool:
 
 def as_mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def document_in(folder: Path | None, name: str) -> dict[str, Any]:
+    """Returns a small JSON document of a checkpoint; empty if there is none or it cannot be read."""
+    with suppress(OSError, ValueError):
+        return {} if folder is None else as_mapping(parse_json(small_text(folder / name)))
+    return {}
 
 
 def small_text(path: Path) -> str:

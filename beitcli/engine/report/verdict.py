@@ -5,11 +5,11 @@
 | pretrain, tokens | the 95% interval above the most frequent token's share, loss below the entropy | a code has 40% |
 | pretrain, pixels | loss below 95% of that of the mean colour | |
 | train-tokenizer | ln perplexity at least half of ln codes | perplexity below 2, or a code has 40% |
-| finetune, top-1 | the 95% interval above the share of the most frequent class | |
-| finetune, mean IoU | above 0.5% and above always guessing the most frequent class, without an interval | |
-| finetune, AP | above 0.5%, without an interval | |
+| finetune, top-1 | a tenth of the way from the most frequent class to 100%, its 95% interval above that class | |
+| finetune, mean IoU | a tenth of the way from always that class to 100%, half of the classes found | |
+| finetune, AP | 5% | |
 
-What is neither is `early`: nothing yet. So is a pretraining on the tokens of a tokenizer that uses few of its codes,
+What is neither is `early`: little or nothing yet. So is a pretraining on tokens of few codes,
 and one whose lead on both guesses is no more than the place of a patch may give.
 
 A loss of held-out images that is at its lowest before the last save is told, and so is one that still falls.
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from beitcli.engine.report.intervals import NORMAL_95, share_interval, student_95
@@ -34,22 +34,28 @@ Measurings = Sequence[tuple[int, Mapping[str, float]]]
 _TIMES, _NATS = 1.5, 0.3
 _OF_MEAN_COLOUR = 0.95  # of its error on pixels; the place of a patch gives 1.00, 0.98 and 0.68 on the same images
 _LONGER = "Train longer, or on more images."
-OTHER_TOKENIZER = (
-    "one by itself, with beit train-tokenizer DATA --recipe small --out runs/tokenizer, until beit tokenize DATA "
-    "--tokenizer runs/tokenizer --stats says that it suits; then pretrain with --tokenizer runs/tokenizer."
-)
-_ANOTHER_KIND = "Train it longer, or another kind of it: beit train-tokenizer DATA --kind vq."
+OTHER_TOKENIZER = "Train another one first: beit train-tokenizer, until beit tokenize --stats says that it suits."
+_MORE_STEPS = "Give more --tokenizer-steps, or train one first: beit train-tokenizer."
+_ANOTHER_KIND = "Train it longer, or another --kind of it, such as vq."
+_BY_HEART = "It may know by heart what it was measured on, its training images"
 _STILL = 0.02  # share of all progress, made in the last fifth, that is still progress
 _WORSE = 0.02  # of the loss itself: a rise that is more than noise
 _FEW = 64  # images
+_LITTLE = 0.1  # of the way from guessing to all right
+_LITTLE_AP, _NOT_FOUND = 0.05, 0.005
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A grade, and one or two sentences."""
+    """A grade, and one to three short sentences: `what it is: the figures. The way out.`
+
+    Attributes:
+        needs_tokenizer: Whether the way out is another tokenizer.
+    """
 
     grade: Grade
     text: str
+    needs_tokenizer: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Measured:
         commonest: Share of the most frequent class among the images, or pixels, that were measured; 0 if unknown.
         labelled: Classes that occur among their labels; 0 if unknown.
         tokenizer: That of the tokenizer which a pretraining trained for itself; None without one.
+        on_training: Whether the measured images are training images, too few to hold any out.
     """
 
     command: str
@@ -73,13 +80,23 @@ class Measured:
     commonest: float = 0.0
     labelled: int = 0
     tokenizer: Measured | None = None
+    on_training: bool = False
 
 
 def verdict_of(measured: Measured) -> Verdict:
     """Returns the verdict on a run."""
     last = measured.measurings[-1][1] if measured.measurings else {}
     if not last:
-        return Verdict("unknown", "Nothing was measured on held-out images yet.")
+        return Verdict("unknown", "Nothing was measured yet.")
+    found = _judged(last, measured)
+    if not measured.on_training:
+        return found
+    if found.grade == "good":  # which training images cannot show
+        return Verdict("unknown", f"{_BY_HEART}: {found.text.partition(': ')[2]}")
+    return replace(found, text=f"{found.text} Measured on training images.")
+
+
+def _judged(last: Mapping[str, float], measured: Measured) -> Verdict:
     if "masked_accuracy" in last:
         return _tokens(last, measured)
     if measured.command == "pretrain":
@@ -106,6 +123,7 @@ def _tokens(last: Mapping[str, float], measured: Measured) -> Verdict:
     loss = last.get("masked_loss", last.get("loss", 0.0))
     error, images = last.get("masked_accuracy_std_error"), int(last.get("measured_images", 0))
     interval, low = "", accuracy
+    above = loss - entropy
     if error is not None:
         half = error * (student_95(images - 1) if images else NORMAL_95)
         low, high = max(0.0, accuracy - half), min(1.0, accuracy + half)
@@ -113,31 +131,32 @@ def _tokens(last: Mapping[str, float], measured: Measured) -> Verdict:
     times = (
         f", {accuracy / guess:.1f} times always guessing the most frequent token ({percent(guess)})" if guess else ""
     )
-    side = f"{abs(entropy - loss):.2f} nats {'below' if loss < entropy else 'above'} the entropy of the tokens"
-    figures = f"{percent(accuracy)} of the hidden tokens right{interval}{times}; loss {loss:.2f} is {side}"
+    figures = f"{percent(accuracy)} of the hidden tokens right{interval}{times}"
     few = _few(images) if images else ""
     poor = _poor_tokens(last, measured)
     if poor is not None:
-        return Verdict(poor.grade, f"The tokens say little, so what it learns is little: {figures}. {poor.text}")
+        way_out = OTHER_TOKENIZER if measured.tokenizer is None else _MORE_STEPS
+        return Verdict(poor.grade, f"The tokens say little: {poor.text}. {figures}. {way_out}", needs_tokenizer=True)
     if accuracy <= guess:
         return Verdict("early", f"It has learnt nothing yet: {figures}. {_LONGER}")
-    if loss >= entropy:
-        return Verdict("early", f"It has learnt little yet: {figures}. {_LONGER}")
+    if above >= 0:
+        over = f"the loss {loss:.2f} is {above:.2f} nats above the entropy of the tokens"
+        return Verdict("early", f"It has learnt little yet: {over}; {figures}. {_LONGER}")
     if low <= guess:
         return Verdict("early", f"It is not shown to be better than guessing: {figures}. {_LONGER}{few}")
     if images == 1:
-        return Verdict("unknown", f"One held-out image does not tell whether it learns: {figures}. Give more images.")
-    if accuracy < _TIMES * guess and entropy - loss < _NATS:
+        return Verdict("unknown", f"One image does not tell whether it learns: {figures}. Give more images.")
+    if accuracy < _TIMES * guess and -above < _NATS:
         return Verdict(
             "early",
-            f"It is barely better than guessing: {figures}. To know the place of a patch may give as much. {_LONGER}",
+            f"It is barely better than guessing: {figures}. The place of a patch may give as much. {_LONGER}",
         )
     name = "masked_loss" if "masked_loss" in last else "loss"
-    return Verdict("good", f"It is learning: {figures}{_trend(measured.measurings, name)}{few}")
+    return Verdict("good", f"It is learning: {figures}.{_trend(measured.measurings, name)}{few}")
 
 
 def _poor_tokens(last: Mapping[str, float], measured: Measured) -> Verdict | None:
-    """Returns what is wrong with the tokens that a run learns from, and the way out; None if nothing is.
+    """Returns what is wrong with the tokens that a run learns from, without a way out; None if nothing is.
 
     Their frequencies on this run's own images decide, and beside them the codes of the tokenizer that it trained.
     """
@@ -145,29 +164,26 @@ def _poor_tokens(last: Mapping[str, float], measured: Measured) -> Verdict | Non
     possible = math.log(max(1, min(measured.vocab_size, int(last.get("measured_patches", 0)))))
     own = measured.tokenizer
     poor = _poor_codes(own.measurings[-1][1], own.vocab_size) if own is not None and own.measurings else None
-    way_out = f"{'Give more --tokenizer-steps, or train' if own is not None else 'Train'} {OTHER_TOKENIZER}"
-    whose = f"In its tokenizer {poor.text}. " if poor is not None else ""
     if guess > COMMONEST_SHARE[1]:
-        what = f"{percent(guess)} of those hidden are one and the same code (entropy {entropy:.2f} nats)."
-        return Verdict("bad", f"{what} {whose}{way_out}")
+        return Verdict("bad", f"{percent(guess)} of those hidden are one and the same code")
     if poor is not None:
-        return Verdict(poor.grade, f"{whose}{way_out}")
+        return Verdict(poor.grade, f"in its tokenizer {poor.text}")
     if entropy < ENTROPY_SHARE[1] * possible:
         even = f"{math.exp(entropy):,.0f} codes used evenly, of {measured.vocab_size:,}"
-        return Verdict("early", f"They are as varied as {even} ({entropy / possible:.0%} of the entropy). {way_out}")
+        return Verdict("early", f"they are as varied as {even}")
     return None
 
 
 def _pixels(last: Mapping[str, float], measurings: Measurings) -> Verdict:
     loss, guess = last.get("masked_loss", last.get("loss", 0.0)), last.get("baseline_loss", 0.0)
     figures = f"the error of the hidden pixels is {loss:.4f}"
-    figures += f", {loss / guess:.0%} of that of always guessing the mean colour ({guess:.4f})" if guess else ""
+    figures += f", {loss / guess:.0%} of that of the mean colour ({guess:.4f})" if guess else ""
     if guess and loss >= guess:
         return Verdict("early", f"It has learnt nothing yet: {figures}. {_LONGER}")
     if guess and loss > _OF_MEAN_COLOUR * guess:
         return Verdict("early", f"It is barely better than guessing: {figures}. {_LONGER}")
     name = "masked_loss" if "masked_loss" in last else "loss"
-    return Verdict("good", f"It is learning: {figures}{_trend(measurings, name)}")
+    return Verdict("good", f"It is learning: {figures}.{_trend(measurings, name)}")
 
 
 def _tokenizer(last: Mapping[str, float], measured: Measured) -> Verdict:
@@ -177,7 +193,7 @@ def _tokenizer(last: Mapping[str, float], measured: Measured) -> Verdict:
         return Verdict(poor.grade, f"{poor.text[0].upper()}{poor.text[1:]}. {more}")
     rising = next((name for name in ("psnr", "cosine") if name in last), "perplexity")
     trend = _trend(measured.measurings, rising, rising=True)
-    return Verdict("good", f"The codebook is in use: {_code_use(last, measured.vocab_size)}{trend}")
+    return Verdict("good", f"The codebook is in use: {_code_use(last, measured.vocab_size)}{_fidelity(last)}.{trend}")
 
 
 def poor_tokenizer(measured: Measured) -> str:
@@ -192,20 +208,23 @@ def _poor_codes(last: Mapping[str, float], codes: int) -> Verdict | None:
     if perplexity is None:
         return None
     if perplexity < 2 or common > COMMONEST_SHARE[1]:
-        return Verdict("bad", f"the codebook has collapsed: {_code_use(last, codes)}")
+        return Verdict("bad", f"the codebook has collapsed ({_code_use(last, codes)})")
     possible = min(codes, int(last.get("measured_tokens", codes)))
     if possible and math.log(perplexity) < ENTROPY_SHARE[1] * math.log(possible):
-        return Verdict("early", f"few of the codes carry the images: {_code_use(last, codes)}")
+        return Verdict("early", f"few of the codes carry the images ({_code_use(last, codes)})")
     return None
 
 
 def _code_use(last: Mapping[str, float], codes: int) -> str:
-    of = f" of {codes:,}" if codes else ""
-    figures = f"{int(last.get('codes_used', 0)):,}{of} codes in use, as many as {last['perplexity']:,.0f} used evenly"
-    figures += f" (perplexity), the most frequent has {percent(last.get('commonest_share', 0.0))} of the tokens"
+    of, common = f" of {codes:,}" if codes else "", last.get("commonest_share", 0.0)
+    figures = f"{int(last.get('codes_used', 0)):,}{of} codes, as many as {last['perplexity']:,.0f} used evenly"
+    return figures + (f"; one has {percent(common)} of the tokens" if common > COMMONEST_SHARE[1] else "")
+
+
+def _fidelity(last: Mapping[str, float]) -> str:
     if "psnr" in last:
-        return f"{figures}; its pictures have {last['psnr']:.1f} dB"
-    return f"{figures}; cosine {last['cosine']:.3f} to its teacher's features" if "cosine" in last else figures
+        return f"; its pictures have {last['psnr']:.1f} dB"
+    return f"; cosine {last['cosine']:.3f} to its teacher's features" if "cosine" in last else ""
 
 
 def _finetuned(last: Mapping[str, float], measured: Measured) -> Verdict:
@@ -219,7 +238,9 @@ def _finetuned(last: Mapping[str, float], measured: Measured) -> Verdict:
         if images and low <= guess:
             return Verdict("early", f"It is not shown to be better than a fixed guess: {figures}.{_few(images)}")
         trend = _trend(measured.measurings, "top1", rising=True)
-        return Verdict("good", f"It tells the classes apart: {figures}{trend}{_few(images)}")
+        if last["top1"] - guess < _LITTLE * (1 - guess):
+            return Verdict("early", f"It has begun to tell the classes apart: {figures}.{trend}{_few(images)}")
+        return Verdict("good", f"It tells the classes apart: {figures}.{trend}{_few(images)}")
     for name, words in (("miou", "mean IoU"), ("ap", "AP"), ("mean_ap", "mAP")):
         if name in last:
             return _by_metric(last, measured, name, words)
@@ -239,10 +260,16 @@ def _by_metric(last: Mapping[str, float], measured: Measured, name: str, words: 
         guess = known or 1 / (measured.labelled or measured.classes) ** 2
         what = "most frequent class" if known else "same class, were all as common"
         figures += f"; always guessing the {what}: {percent(guess)}"
-    if value <= max(guess, 0.005):
+    by_class = [score for name, score in last.items() if name.startswith(("iou/", "ap/"))]
+    if missed := sum(score < _NOT_FOUND for score in by_class):
+        figures += f"; {missed:,} of {len(by_class):,} classes not found at all"
+    if value <= max(guess, _NOT_FOUND):
         return Verdict("early", f"It has learnt nothing yet: {figures}. Train longer, or on more images.{_few(images)}")
     trend = _trend(measured.measurings, name, rising=True)
-    return Verdict("good", f"It has learnt: {figures}{trend}{_few(images)}")
+    little = value < _LITTLE_AP if name == "ap" else value - guess < _LITTLE * (1 - guess) or 2 * missed > len(by_class)
+    if little:
+        return Verdict("early", f"It has learnt little yet: {figures}.{trend}{_few(images)}")
+    return Verdict("good", f"It has learnt: {figures}.{trend}{_few(images)}")
 
 
 def _few(images: int) -> str:
@@ -250,7 +277,7 @@ def _few(images: int) -> str:
 
 
 def _trend(measurings: Measurings, name: str, rising: bool = False) -> str:
-    """Returns the end of the sentence: whether the metric still improves, is level, or was better before.
+    """Returns a sentence: whether the metric still improves, is level, or was better before; empty of few values.
 
     Args:
         rising: Whether more is better.
@@ -258,13 +285,13 @@ def _trend(measurings: Measurings, name: str, rising: bool = False) -> str:
     sign = -1.0 if rising else 1.0
     values = [(step, sign * metrics[name]) for step, metrics in measurings if name in metrics]
     if len(values) < 3:
-        return "."
+        return ""
     words, first, (end, last) = name.replace("_", " "), values[0][1], values[-1]
     best_step, best = min(values, key=lambda pair: pair[1])
     if last - best > _WORSE * abs(best) and best_step < end:
         then, now = (percent(abs(v)) if is_share(name) else f"{abs(v):.4g}" for v in (best, last))
-        return f". But the {words} was better at step {best_step:,} ({then}; now {now}): more images, or fewer epochs."
+        return f" But the {words} was better at step {best_step:,} ({then}; now {now}): more images, or fewer epochs."
     before = next(value for step, value in reversed(values) if step <= 0.8 * end or step == values[0][0])
     if first > last and before - last > _STILL * (first - last):
-        return f"; still {'rising' if rising else 'falling'} at the end: train longer."
-    return "; level at the end."
+        return f" The {words} is still {'rising' if rising else 'falling'}: train longer."
+    return f" The {words} is level at the end."

@@ -25,7 +25,7 @@ from beitcli.runtime.metric_text import counted
 from beitcli.runtime.storage.regular_files import read_regular
 
 _TINY = 0.01  # share of pixels
-_MEND = "Mend the masks or raise --max-bad."
+_MEND = "Mend the masks (a value that is no class: --ignore-index VALUE), or raise --max-bad."
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def open_segmentation_data(
         largest = max(largest, seen.largest)
         measured = val.subset(seen.good)
     else:
-        clean, measured, on, is_apart = hold_out_annotated(clean, clean.subset, config.seed)
+        clean, measured, on, is_apart = hold_out_annotated(clean, clean.subset, config)
     if not names:
         names = default_names(largest + 1)
         on_event(Note(f"Classes: {len(names)}, as the largest label in the masks is {largest}; --classes names them."))

@@ -9,6 +9,7 @@ from beitcli.runtime.metric_text import counted
 from beitcli.runtime.storage.run_dir import RunFolder
 
 Bad = tuple[int, str, str]
+BAD_IMAGES = "bad-images.jsonl"
 
 
 def refuse_many_bad(bad: Sequence[Bad], images: int, max_bad: float, hint: str) -> None:
@@ -42,7 +43,7 @@ def left_out_text(bad: Sequence[Bad], what: str) -> str:
 
 
 class BadImageLedger:
-    """Lists every unreadable image of a run once, in bad-images.jsonl.
+    """Lists every unreadable image of a run once, in bad-images.jsonl, which the first one makes.
 
     Attributes:
         records: (index, path, reason) of those that count, in the order of occurrence.
@@ -61,7 +62,7 @@ class BadImageLedger:
         new = {path: (index, path, reason) for index, path, reason in bad if path not in self._listed}
         for _, path, reason in new.values():
             self._listed.add(path)
-            self.run.append_json("bad-images.jsonl", {"path": path, "error": reason})
+            self.run.append_json(BAD_IMAGES, {"path": path, "error": reason})
         return list(new.values())
 
     def note(self, bad: Sequence[Bad]) -> None:
@@ -71,6 +72,6 @@ class BadImageLedger:
         self._counted.update(new)
         self.records += new.values()
         if new:
-            listed = self.run.path / "bad-images.jsonl"
+            listed = self.run.path / BAD_IMAGES
             hint = f"They are listed in {listed}. Mend them or raise --max-bad. {self.resume_command} --max-bad SHARE"
             refuse_many_bad(self.records, self.images, self.max_bad, hint)

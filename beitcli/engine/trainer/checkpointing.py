@@ -140,6 +140,7 @@ class Saver:
             "data": plan.data_fingerprint,
             "bad": list(self.ledger.records),
             "left_out": list(self.task.left_out),
+            "on_training": self.task.on_training,
             "scaler": self.scaler.state_dict(),
             "micro_batch": plan.micro_batch,
             "threads": torch.get_num_threads(),

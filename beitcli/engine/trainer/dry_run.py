@@ -43,7 +43,7 @@ def dry_run(job: Job[Any]) -> dict[str, Any]:
     """
     task, plan, compute, before = job.task, job.plan, job.compute, job.seconds_before
     busy = busy_text(load_average(), os.cpu_count() or 1)
-    job.on_event(Planned(f"{task.name} (dry run)", job.rows))
+    job.on_event(Planned(f"{task.name} (dry run)", job.planned))
     rows: dict[str, str] = {}
     with task.running():
         if plan.finds_micro_batch and compute.device.type == "cuda":
@@ -69,7 +69,7 @@ def dry_run(job: Job[Any]) -> dict[str, Any]:
     return {
         "dry_run": True,
         "job": job.config.command,
-        "plan": job.rows | rows,
+        "plan": job.planned | rows,
         "steps": plan.steps,
         "step_seconds": seconds,
         "estimated_seconds": before + training,

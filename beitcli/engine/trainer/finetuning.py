@@ -211,7 +211,7 @@ class FinetunedTask(EMATask):
 
     def about_images(self) -> str:
         height, width = self.model.architecture.image_size
-        return f"{height} x {width} pixels, {len(self.classes)} classes, {len(self.val):,} to measure on"
+        return f"{height} x {width} pixels, {len(self.classes)} classes"
 
     @property
     def family(self) -> str:

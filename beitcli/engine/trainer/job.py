@@ -21,6 +21,7 @@ from beitcli.data.sources.base import Source
 from beitcli.engine.events import Note, OnEvent, Planned, Warned
 from beitcli.engine.report.page import PAGE, report_page
 from beitcli.engine.report.record import EVALUATION, read_record
+from beitcli.engine.report.run_time import RunTime, time_of
 from beitcli.engine.report.verdict import Measured, Verdict, verdict_of
 from beitcli.engine.trainer.arithmetic import store_arithmetic
 from beitcli.engine.trainer.bad_images import Bad
@@ -35,7 +36,7 @@ from beitcli.engine.trainer.setup import open_run, resume_command
 from beitcli.engine.trainer.task import RunSession, Task, TrainingBatches
 from beitcli.runtime.compute.cpu_matmul import TORCH, matmul_by
 from beitcli.runtime.compute.device import Compute, choose_workers, describe
-from beitcli.runtime.metric_text import extra_metrics
+from beitcli.runtime.metric_text import extra_metrics, measured_images
 from beitcli.runtime.signals import StopRequest
 from beitcli.runtime.storage.run_dir import RunFolder
 from beitcli.runtime.storage.safe_json import dump_json
@@ -45,7 +46,7 @@ _TOLD = ("bad", "early")  # grades of a warning
 
 
 class JobData(Protocol):
-    """Training images of a run, those of DATA held out of them, and the ones that are known to be unreadable."""
+    """Training images of a run, those to measure on and whether they are others, and those known to be unreadable."""
 
     @property
     def training(self) -> Source: ...
@@ -55,6 +56,12 @@ class JobData(Protocol):
 
     @property
     def bad(self) -> Sequence[Bad]: ...
+
+    @property
+    def measured(self) -> Source: ...
+
+    @property
+    def is_apart(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ class Finished:
             kind: Dataclass; its `further` gets the metrics that have no field.
         """
         names, state = [each.name for each in fields(kind)], self.state  # type: ignore[arg-type]
+        time = RunTime(time_of(self.run.path).tokenizer, state.seconds, state.measuring_seconds)
         shared = {
             "run": str(self.run.path),
             "checkpoint": str(self.run.checkpoints / f"step-{state.step:07d}"),
@@ -88,8 +96,10 @@ class Finished:
             "epoch": self.plan.epoch(state.step),
             "images_seen": state.step * self.plan.batch_size,
             "images_per_second": state.images_per_second,
-            "seconds": state.seconds,
-            "measuring_seconds": state.measuring_seconds,
+            "seconds": time.training,
+            "measuring_seconds": time.measuring,
+            "tokenizer_seconds": time.tokenizer,
+            "total_seconds": time.total,
             "further": extra_metrics(self.metrics, names),
         }
         values = self.metrics | shared | own
@@ -136,6 +146,12 @@ class Job(Generic[Report]):
     document: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def planned(self) -> dict[str, str]:
+        """The rows of the plan, with the images that are measured."""
+        on = measured_images(len(self.data.measured), on_training=not self.data.is_apart)
+        return {name: f"{row}, {on}" if name == "measured" else row for name, row in self.rows.items()}
+
+    @property
     def stream(self) -> TrainingStream:
         """The stream of its training batches."""
         workers = choose_workers(
@@ -176,7 +192,8 @@ def train_job(job: Job[Any], session: RunSession, rows: Mapping[str, str] | None
         rows: Of the plan, beside the job's own.
     """
     data = TrainingBatches(job.stream.start, job.data.bad, job.data.training.path, job.data.held_out)
-    planned = Planned(job.title, job.rows | dict(rows or {}))
+    planned = Planned(job.title, job.planned | dict(rows or {}))
+    job.task.on_training = not job.data.is_apart
     with job.task.running():
         state = train(job.task, job.plan, data, session, job.compute, job.on_event, planned)
     return Finished(session.run, job.plan, state)

@@ -19,7 +19,7 @@ from typing import NoReturn
 import torch
 
 from beitcli.engine.events import Note, OnEvent, Planned, Progress, Warned
-from beitcli.engine.trainer.bad_images import Bad, BadImageLedger, left_out_text
+from beitcli.engine.trainer.bad_images import BAD_IMAGES, Bad, BadImageLedger, left_out_text
 from beitcli.engine.trainer.checkpointing import Saver, TrainState, load_newest
 from beitcli.engine.trainer.compile_ahead import compile_ahead
 from beitcli.engine.trainer.divergence import DivergenceCheck
@@ -163,7 +163,7 @@ class _Loop:
                 self.on_event(Note(f"{task.name}: {task.attention.describe()}"))
         if compute.world.is_rank_zero and (told := changed_pictures(run, self.data.path_of, self.plan.images)):
             self.on_event(Warned(told))
-        run.write_text("bad-images.jsonl", "")
+        run.remove(BAD_IMAGES)  # of an earlier attempt, whose bad images are in its checkpoint
         images = self.plan.images + len(self.data.bad) + self.data.held_out
         self.ledger = BadImageLedger(run, images, self.plan.max_bad, session.resume_command)
         self.ledger.note([*self.data.bad, *stored.bad])
@@ -293,7 +293,8 @@ class _Loop:
         """Writes a line of metrics.jsonl and to every other metric writer, and emits an event."""
         step, plan = self.state.step, self.plan
         self.metric_log.write(step, {"epoch": round(plan.epoch(step), 4)} | metrics)
-        self.on_event(Progress(self.task.name, step, plan.steps, "step", metrics, len(self.task.classes)))
+        classes, on_training = len(self.task.classes), self.task.on_training
+        self.on_event(Progress(self.task.name, step, plan.steps, "step", metrics, classes, on_training))
 
     def save(self) -> StorageError | None:
         """Starts a save; returns the error of the previous checkpoint, which all ranks learn at the next step."""

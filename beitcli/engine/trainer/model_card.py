@@ -12,6 +12,7 @@ from beitcli.config.architecture import Aggregation
 from beitcli.config.tasks import TASKS
 from beitcli.engine.report.front_matter import FEATURES, PIPELINES, UNKNOWN_LICENSE, HubFacts, front_matter
 from beitcli.engine.report.next_steps import next_commands
+from beitcli.engine.report.run_time import RunTime
 from beitcli.escaping import markdown, shell_line
 from beitcli.runtime.metric_text import epochs_text, metric_title, metric_value
 
@@ -89,7 +90,12 @@ def _data_name(reference: str) -> str:
 
 def _steps(report: Any, config: Training) -> str:
     passes = epochs_text(report.epoch, config.whole_epochs)
-    return f"{report.step:,} of {config.batch_size} images ({passes}), {report.seconds:.0f} s"
+    return f"{report.step:,} of {config.batch_size} images ({passes})"
+
+
+def _time(report: Any) -> str:
+    own = getattr(report, "tokenizer_seconds", 0.0)
+    return str(RunTime(own, report.seconds, report.measuring_seconds))
 
 
 def _further(report: Any) -> dict[str, str]:
@@ -114,7 +120,8 @@ def tokenizer_card(config: TrainTokenizerConfig, title: str, report: Any, hardwa
         f"A visual tokenizer ({title})",
         {"made by": f"beit {__version__} train-tokenizer, recipe {config.recipe}", "data": data, "hardware": hardware},
         {
-            "steps": f"{report.steps:,} of {config.batch_size} images, {report.seconds:.0f} s",
+            "steps": f"{report.steps:,} of {config.batch_size} images",
+            "time": _time(report),
             **pictures,
             "codes used": f"{report.codes_used} of {report.vocab_size}",
             "perplexity": f"{report.perplexity:.1f}",
@@ -162,6 +169,7 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
         },
         {
             "steps": _steps(report, config),
+            "time": _time(report),
             f"{loss} ({report.measured_on})": f"{report.loss:.4f}",
             **{name: f"{value:.4f}" for name, value in metrics.items() if value is not None},
             **_further(report),
@@ -197,6 +205,6 @@ def finetuning_card(config: FinetuneConfig, report: Any, own: FinetunedCard, har
             "classes": report.classes,
             "hardware": hardware,
         },
-        {"steps": _steps(report, config), **own.metrics, **_further(report), **own.by_class},
+        {"steps": _steps(report, config), "time": _time(report), **own.metrics, **_further(report), **own.by_class},
         next_commands("finetune", _named(config) | {"val": config.val, "task": config.task}, report.run),
     )

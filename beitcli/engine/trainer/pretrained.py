@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from beitcli.config.architecture import SIZES, Architecture, finetuning_architecture
+from beitcli.config.architecture import SIZES, Architecture, finetuning_architecture, kind_in_words
 from beitcli.config.eval_crop import RELEASED_CROP, EvalCrop
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.normalization import NORMALIZATIONS, Normalization
@@ -168,4 +168,4 @@ def _move_weights(
         left = (*checkpoint.key_mapping.dropped, *(() if head.loads_head else checkpoint.key_mapping.head.values()))
     said = "; ".join(transfer.summary_lines(head.short(left)))
     origin = checkpoint.weights if checkpoint.seed is None else checkpoint.reference
-    on_event(Note(f"From {origin} ({checkpoint.format} {checkpoint.kind}): {said}"))
+    on_event(Note(f"From {origin} ({kind_in_words(checkpoint.kind)}, format {checkpoint.format}): {said}"))

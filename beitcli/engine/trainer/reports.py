@@ -32,13 +32,15 @@ class Timed:
 
     Attributes:
         seconds: Spent on training.
-        measuring_seconds: Spent on held-out images, beside `seconds`.
+        measuring_seconds: Spent on the images measured on, beside `seconds`.
+        total_seconds: Of the whole run, all attempts together: the sum of its parts.
         further: Metrics that have no field of their own.
     """
 
     images_per_second: float
     seconds: float
     measuring_seconds: float
+    total_seconds: float
     further: dict[str, float] = field(default_factory=dict)
 
 

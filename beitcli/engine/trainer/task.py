@@ -88,6 +88,7 @@ class Task(ABC):
         attention: The attention kernel selected by a benchmark; None if torch selects it.
         has_own_validation: Whether an evaluation is of a set of its own (`--val`, a split), of which `--max-bad` holds
             by itself; else unreadable ones of its images, held out of DATA, count with those of training.
+        on_training: Whether an evaluation is of training images, where there are too few to hold any out.
         left_out: Unreadable images of the last evaluation, alike on all ranks.
     """
 
@@ -106,6 +107,7 @@ class Task(ABC):
     compiled: CompiledModule | None = None
     attention: AttentionChoice | None = None
     has_own_validation: bool = False
+    on_training: bool = False
     left_out: tuple[Bad, ...] = ()
     forward: Callable[..., Any]
     parallel: nn.Module | None = None

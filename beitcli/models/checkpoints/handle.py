@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from beitcli.config.architecture import Aggregation, Architecture, Kind, Pooling
+from beitcli.config.architecture import Aggregation, Architecture, Kind, Pooling, kind_in_words
 from beitcli.config.eval_crop import RELEASED_CROP, EvalCrop
 from beitcli.config.normalization import IMAGENET, NORMALIZATIONS, Normalization
 from beitcli.config.problem import Problem
@@ -79,7 +79,7 @@ class CheckpointHandle:
     def architecture(self) -> Architecture:
         """Architecture of the vision Transformer. Raises StorageError for a tokenizer."""
         if self.backbone is None:
-            raise StorageError(f"'{self.reference}' is a {self.kind}.", "Give a BEiT.")
+            raise StorageError(f"'{self.reference}' is {kind_in_words(self.kind)}.", "Give a BEiT.")
         return self.backbone
 
     @property

@@ -6,10 +6,10 @@ beit_base.pth#model_ema   one of several networks in a file, by its key or prefi
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from beitcli.config.nearest import nearest, suggestion
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.foreign_folders import newest_weights, other_format, refuse_known
 from beitcli.models.checkpoints.key_mapping import KeyMapping
@@ -197,8 +197,8 @@ def timm_name(name: str) -> str:
 
     bare = name.split(".")[0]
     if not is_model(bare):
-        near = difflib.get_close_matches(bare, list_models(["beit_*", "beitv2_*", "vit_*", "deit*", "eva*"]), n=1)
-        hint = f"Did you mean 'timm/{near[0]}'?" if near else "`timm.list_models('beit*')` lists them."
+        meant = suggestion(bare, list_models(["beit_*", "beitv2_*", "vit_*", "deit*", "eva*"]), prefix="timm/")
+        hint = meant or "`timm.list_models('beit*')` lists them."
         raise StorageError(f"timm has no model '{name}'.", hint)
     if not is_beit_name(bare) and model_entrypoint(bare).__module__ not in _FAMILIES:
         raise UsageError(
@@ -231,9 +231,9 @@ def _timm_repository(name: str) -> str:
 
 
 def _nearest(reference: str, path: Path) -> str:
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
+    near = nearest(path.name, [p.name for p in path.parent.glob("*")])
     if near:
-        return f"Did you mean '{path.parent / near[0]}'?"
+        return f"Did you mean '{path.parent / near}'?"
     if reference.count("/") == 1 and path.parts[0] in _PUBLISHED:
         return f"For a model on the hub write hf://{reference}."
     if reference.startswith(("beit_", "beitv2_")):

@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from beitcli.config.architecture import Architecture
-from beitcli.config.tasks import TASKS, TaskDefinition, task_of_kind
+from beitcli.config.architecture import Architecture, kind_in_words
+from beitcli.config.tasks import DEFAULT_TASK, TASKS, TaskDefinition, task_of_kind
 from beitcli.errors import StorageError
+from beitcli.escaping import shell_word
 from beitcli.models.checkpoints.config_readers import check_section
 from beitcli.models.checkpoints.describe import describe
 from beitcli.models.checkpoints.handle import CheckpointHandle
@@ -123,8 +124,8 @@ def expect_tokenizer(checkpoint: CheckpointHandle) -> None:
     """Raises StorageError if a checkpoint of this program neither is a tokenizer nor names the one it learned from."""
     if checkpoint.kind not in ("tokenizer", "masked-image-model"):
         raise StorageError(
-            f"'{checkpoint.reference}' is a {checkpoint.kind}, not a tokenizer.",
-            "Give a run of `beit train-tokenizer`.",
+            f"'{checkpoint.reference}' is {kind_in_words(checkpoint.kind)}, not a tokenizer.",
+            "Give a run of `beit train-tokenizer`, or of `beit pretrain`.",
         )
 
 
@@ -137,9 +138,8 @@ def expect(checkpoint: CheckpointHandle, *kinds: str, or_else: str = "") -> None
     if checkpoint.kind not in kinds:
         made_by = _MADE_BY | {task.kind: task.command for task in TASKS.entries().values()}
         needed = " or ".join(dict.fromkeys(f"`beit {made_by[kind]}`" for kind in kinds))
-        article = "an" if checkpoint.kind[0] in "aeiou" else "a"
         raise StorageError(
-            f"'{checkpoint.reference}' is {article} {checkpoint.kind}.",
+            f"'{checkpoint.reference}' is {kind_in_words(checkpoint.kind)}.",
             f"Give a checkpoint as made by {needed}. {or_else}".strip(),
         )
 
@@ -147,6 +147,13 @@ def expect(checkpoint: CheckpointHandle, *kinds: str, or_else: str = "") -> None
 def expect_finetuned(checkpoint: CheckpointHandle, or_else: str = "") -> TaskDefinition:
     """Returns the task that the checkpoint was finetuned for. Raises StorageError if there is none; see `expect`."""
     task = task_of_kind(checkpoint.kind)
+    if task is None and checkpoint.kind in ("masked-image-model", "backbone"):
+        others = " or ".join(f"--task {name}" for name in TASKS.entries() if name != DEFAULT_TASK)
+        raise StorageError(
+            f"'{checkpoint.reference}' is {kind_in_words(checkpoint.kind)}: it knows no classes.",
+            f"Make a classifier of it, with `beit finetune DATA --init {shell_word(checkpoint.reference)}` (or add "
+            f"{others}), and give that run. {or_else}".strip(),
+        )
     if task is None:
         expect(checkpoint, *(task.kind for task in TASKS.entries().values()), or_else=or_else)
     assert task is not None

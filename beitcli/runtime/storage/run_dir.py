@@ -134,6 +134,27 @@ class RunFolder:
         except OSError as error:
             raise _unwritable(self.path / name, error) from None
 
+    def remove(self, name: str) -> None:
+        """Removes a file, if it is there. Raises StorageError."""
+        try:
+            (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(self.path / name, error) from None
+
+
+def hold_run(path: Path) -> BaseFileLock | None:
+    """Locks a run folder before a RunFolder is made of it, so that the run is seen to go on; None if that fails.
+
+    It is locked as long as the lock is kept; a RunFolder of this process shares it.
+
+    Raises:
+        UsageError: Another process holds the lock.
+    """
+    try:
+        return _locked(path)
+    except OSError:  # which RunFolder reports
+        return None
+
 
 def _unwritable(path: Path, error: OSError) -> StorageError:
     """Returns the error of a file or of the whole run folder, with the way out that its reason has."""
@@ -152,6 +173,8 @@ class ReadOnlyRunFolder(RunFolder):
     def write_text(self, name: str, text: str) -> None: ...
 
     def append_json(self, name: str, document: dict[str, Any]) -> None: ...
+
+    def remove(self, name: str) -> None: ...
 
 
 def _remove_leftovers(path: Path) -> list[str]:

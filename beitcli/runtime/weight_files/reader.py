@@ -7,13 +7,13 @@ for safetensors it does not import torch, which takes seconds.
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from beitcli.config.nearest import nearest
 from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.storage.safe_json import parse_json
 from beitcli.runtime.weight_files.file_sniffing import HEAD_BYTES, one_line, sniff
@@ -160,8 +160,8 @@ def _nearby(path: Path) -> str:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
         names = []
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f"Did you mean '{path.parent / near[0]}'?" if near else "Check the path."
+    near = nearest(path.name, names)
+    return f"Did you mean '{path.parent / near}'?" if near else "Check the path."
 
 
 def _safetensors_header(path: Path, size: int) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:

@@ -18,6 +18,7 @@ from beitcli.data.sources.base import Source
 from beitcli.data.sources.files import PackedNames
 from beitcli.data.sources.formats._tar_headers import TarReader
 from beitcli.data.sources.index_cache import index_path, is_settled, load_index, save_index
+from beitcli.data.sources.index_note import index_of
 from beitcli.data.sources.open_data import open_data
 from beitcli.errors import DataError
 
@@ -99,14 +100,14 @@ def test_an_index_comes_back_as_it_was_kept(tmp_path: Path) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(place=st.integers(0, 300), value=st.integers(1, 255), cut=st.booleans())
-@example(place=8, value=1, cut=True)
-@example(place=239, value=0x29, cut=False)
+@given(place=st.integers(0, 300), value=st.integers(1, 255), cut=st.booleans(), named=st.booleans())
+@example(place=8, value=1, cut=True, named=False)
+@example(place=239, value=0x29, cut=False, named=False)
 def test_an_index_damaged_anywhere_is_none(
-    tmp_path_factory: pytest.TempPathFactory, place: int, value: int, cut: bool
+    tmp_path_factory: pytest.TempPathFactory, place: int, value: int, cut: bool, named: bool
 ) -> None:
     path = tmp_path_factory.mktemp("damaged") / "x"
-    save_index(path, {}, ARRAYS)
+    save_index(path, {}, ARRAYS, "/data/photos" if named else "")
     whole = bytearray(path.read_bytes())
     place %= len(whole)
     if cut:
@@ -119,6 +120,20 @@ def test_an_index_damaged_anywhere_is_none(
         assert values(found) == values(ARRAYS)
     else:
         assert found is None
+
+
+@pytest.mark.parametrize("of", ["/data/photos é", b"/data/caf\xe9", "hf://datasets/a/b/x.parquet", ""])
+def test_an_index_says_what_it_is_of(tmp_path: Path, of: str | bytes) -> None:
+    save_index(tmp_path / "x", {"size": 3}, ARRAYS, of)
+    assert load_index(tmp_path / "x", {"size": 3}) is not None
+    assert os.fsencode(index_of(tmp_path / "x")) == os.fsencode(of)
+
+
+def test_what_is_no_index_is_of_nothing(tmp_path: Path) -> None:
+    for content in (b"", b"beit-i1\n", b"\x05" + bytes(7) + b"[1,2]", b"\xff" * 40):
+        (tmp_path / "x").write_bytes(content)
+        assert index_of(tmp_path / "x") == ""
+    assert index_of(tmp_path / "none") == ""
 
 
 def test_an_index_of_an_earlier_format_is_none(tmp_path: Path) -> None:

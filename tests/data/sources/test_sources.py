@@ -541,7 +541,7 @@ def test_reference_missing_suggests_a_neighbour(tmp_path: Path) -> None:
         open_data([f"{tmp_path}/photo"])
     assert error.value.hint == f"Did you mean '{tmp_path}/photos'?"
     with pytest.raises(DataError) as error:
-        open_data([f"{tmp_path}/fotos/x/1.png"])
+        open_data([f"{tmp_path}/phtos/x/1.png"])
     assert f"{tmp_path}/photos" in error.value.hint
     with pytest.raises(DataError) as error:
         open_data(["sampel"])

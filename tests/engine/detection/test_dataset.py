@@ -102,7 +102,7 @@ def test_without_a_validation_split_some_images_are_held_out(tmp_path):
     (tmp_path / "images").rename(data / "images")
     file.rename(data / "annotations.json")
     report = finetune(config_of(data, steps=1, out=str(tmp_path / "run")))
-    assert (report.measured_on, report.images) == ("1 held-out image", 1)
+    assert (report.measured_on, report.images) == ("4 held-out images", 4)
 
 
 def test_no_box_at_all_is_refused_by_its_own_words(copied):

@@ -255,7 +255,7 @@ def test_sample_has_boxes(beit, tmp_path):
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert (ended.lines[0]["task"], ended.lines[0]["classes"]) == ("detect", 10)
-    assert ended.lines[0]["measured_on"] == "2 held-out images"
+    assert ended.lines[0]["measured_on"] == "8 held-out images"
     assert beit("predict", run, "sample", "--limit", 2).code == 0
 
 

@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from beitcli.cli.app import main
 from beitcli.data.sources.open_data import open_data
-from tests.conftest import Ended
+from tests.cli.test_contract import at_terminal
+from tests.conftest import Ended, save_picture
 
 Beit = Callable[..., Ended]
 HOSTILE = "<img src=x onerror=alert(1)>.jpg"
@@ -131,7 +133,29 @@ def test_processes_find_the_same_as_one(mess: Path, report: dict[str, object], b
 def test_a_folder_that_is_fine_exits_with_0(labelled_folder: Path, beit: Beit):
     ended = beit("doctor", labelled_folder, "--json")
     assert ended.code == 0, ended.err
-    assert ended.lines[0]["findings"] == []
+    assert {each["kind"] for each in ended.lines[0]["findings"]} == {
+        *("few-images-to-pretrain", "few-images-to-train-tokenizer")
+    }
+
+
+def test_doctor_says_what_a_training_would_say_of_so_few_images(tmp_path: Path, beit: Beit):
+    for number in range(110):
+        save_picture(tmp_path / "photos" / f"{number}.jpg", (number, 90, 90), number, (40, 36))
+    (document,) = beit("doctor", tmp_path / "photos", "--json").lines
+    (told,) = (each for each in document["findings"] if each["kind"].startswith("few-images"))
+    args = ("--recipe", "tiny", "--image-size", 32, "--num-masked", 6, "--batch-size", 8, "--workers", 0)
+    planned = beit(
+        "pretrain", tmp_path / "photos", *args, "--target", "pixels", "--dry-run", "--json", "--device", "cpu"
+    )
+    (few,) = (each for each in planned.lines[0]["preflight"] if each["kind"] == "few-images")
+    assert (told["what"], told["way_out"]) == (f"To pretrain on: {few['what']}", few["way_out"])
+    assert few["what"].startswith("105 training images are few")
+
+
+def test_doctor_refuses_as_a_training_would(tmp_path: Path, beit: Beit):
+    save_picture(tmp_path / "photos" / "a.jpg", (90, 90, 90), 1)
+    (document,) = beit("doctor", tmp_path / "photos", "--json").lines
+    assert [each["kind"] for each in document["findings"]] == ["one-image-to-pretrain", "one-image-to-train-tokenizer"]
 
 
 def test_a_list_of_the_good_images_is_data_with_labels(mess: Path, tmp_path: Path, beit: Beit):
@@ -359,3 +383,26 @@ def test_names_that_are_no_text_are_listed_as_they_are_and_shown(tmp_path: Path,
     assert "good.txt': 1 image, as a list holds no TAB" in ended.err
     assert "<b>" not in (tmp_path / "page.html").read_text()
     assert len(open_data([str(tmp_path / "good.txt")]).image(0).getbands()) == 3
+
+
+def test_on_a_terminal_the_unreadable_images_are_told_once(labelled_folder: Path, tmp_path: Path):
+    shutil.copytree(labelled_folder / "red", tmp_path / "photos")
+    (tmp_path / "photos" / "bad.jpg").write_bytes(b"no image")
+    code, told = at_terminal(lambda: main(["doctor", str(tmp_path / "photos"), "--workers", "0"]))
+    assert code == 3
+    assert told.count("cannot be read") == told.count("bad.jpg") == told.count("good.tsv") == 1
+    assert "error: 1 unreadable image, as above." in re.sub(r"\x1b\[[\d;]*m", "", told)
+
+
+def test_a_copy_of_another_class_is_a_conflict_of_labels(beit: Beit, tmp_path: Path) -> None:
+    for number, name in enumerate(("ant", "bee")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(4):
+            photo(700 + 10 * number + index).save(tmp_path / "data" / name / f"{index}.png")
+    shutil.copy(tmp_path / "data" / "ant" / "1.png", tmp_path / "data" / "bee" / "copy.png")
+    photo(702).save(tmp_path / "data" / "ant" / "again.png")  # a copy of its own class
+    document = beit("doctor", tmp_path / "data", "--json").lines[0]
+    (found,) = [each for each in document["findings"] if each["kind"] == "label-conflict"]
+    assert (found["images"], found["severity"]) == (1, "warning")
+    assert found["examples"][0]["path"].endswith("bee/copy.png")
+    assert re.fullmatch(r"'bee', and 'ant' as .*ant/1\.png", found["examples"][0]["why"])

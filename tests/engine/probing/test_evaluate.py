@@ -253,7 +253,7 @@ def test_a_model_that_fails_costs_only_its_own_figures(beit, finetuned_run, pret
     assert (ended.code, len(documents)) == (4, 4)
     assert [sorted(each)[:1] for each in documents] == [["bad"], ["data"], ["data"], ["bad"]]
     assert documents[0] == documents[3]
-    assert "masked-image-model" in documents[2]["error"]
+    assert "is a pretrained model, not finetuned yet" in documents[2]["error"]
     assert "2 of 4 models could not be measured" in ended.err
 
 

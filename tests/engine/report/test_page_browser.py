@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.resolve import resolve
 from beitcli.engine.finetune import finetune
 from beitcli.engine.report.page import report_page
+from beitcli.pictures.canvas import PREVIEW_TEXT, Panel, sheet
 from tests.engine.report.test_document import HOSTILE, classified, saved, write_run
 from tests.helpers.browser import HOSTILE_FILE, WIDTHS, chromium, watched
 from tests.helpers.coco_folder import changed
@@ -102,6 +104,25 @@ def test_the_report_is_read_scrubbed_and_asks_nothing_of_the_network(
             assert chart.locator("svg").inner_html() != before
         page.locator("#classes th button").first.click()
         assert page.locator("#classes tbody tr").first.text_content().startswith(HOSTILE)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("several", [False, True], ids=["one", "two"])
+def test_the_captions_of_previews_are_legible(browser: Any, tmp_path: Path, width: int, several: bool) -> None:
+    """Four pictures of 256 pixels side by side; a narrow page scrolls them, by keys too."""
+    runs = [write_run(tmp_path / name) for name in ("a", "b")[: 1 + several]]
+    picture = sheet([Panel(Image.new("RGB", (256, 256)), "hidden") for _ in range(4)], size=PREVIEW_TEXT)
+    for run in runs:
+        picture.save(run / "previews" / "step-0000040.png")
+    (tmp_path / "page.html").write_text(report_page(runs))
+    with watched(browser, tmp_path / "page.html", width) as page:
+        shown = page.evaluate("document.querySelector('#preview-pictures img').getBoundingClientRect().width")
+        assert PREVIEW_TEXT * shown / picture.width >= 12
+        scrolled = page.locator("#preview-pictures .scroll").first
+        scrolled.focus()
+        page.keyboard.press("ArrowRight")
+        assert scrolled.evaluate("(box) => box.clientWidth") <= width
+        assert page.text_content("#previews-title") == "Held-out images over training"
 
 
 @pytest.mark.parametrize("width", WIDTHS)

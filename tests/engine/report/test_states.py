@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from beitcli.cli.path_checks import hold_resumed
+from beitcli.config.pretrain import PretrainConfig
+from beitcli.config.resolve import resolve
 from beitcli.engine.report.page import report_document, report_page
 from beitcli.engine.report.run_state import read_run
+from beitcli.engine.report.run_time import RunTime
+from beitcli.runtime.storage.run_dir import RunFolder, hold_run
 from tests.engine.report.test_document import classified, saved, write_run
 
 
@@ -62,3 +68,51 @@ def test_figures_of_an_earlier_save_say_so(tmp_path: Path) -> None:
     (told,) = report_document([run])["runs"]
     assert (told["step"], told["measured_step"], told["classes_step"]) == (45, 40, 20)
     assert "<td>stopped, step 45, measured at step 40</td>" in report_page([run])
+
+
+def test_the_time_of_a_run_is_the_whole_and_its_parts(tmp_path: Path) -> None:
+    run = saved(write_run(tmp_path / "run"))
+    for folder, seconds, measuring in ((run, 12.4, 1.9), (run / "tokenizer", 170.0, 8.0)):
+        newest = folder / "checkpoints" / "step-0000040"
+        newest.mkdir(parents=True, exist_ok=True)
+        (newest / "trainer.json").write_text(
+            json.dumps({"step": 40, "seconds": seconds, "measuring_seconds": measuring})
+        )
+    (told,) = report_document([run])["runs"]
+    assert told["seconds"] == pytest.approx(192.3)
+    assert told["facts"]["time"] == "3 min 12 s: tokenizer 2 min 58 s, training 12 s, measuring 2 s"
+    assert told["facts"]["time"] in report_page([run])
+    assert str(RunTime(training=7300.0)) == "2 h 01 min"
+
+
+def test_a_run_that_goes_on_shows_its_last_logged_step_and_its_tokenizers(tmp_path: Path) -> None:
+    """Checkpoints of hours ago said nothing of what a resumed run does now."""
+    run = saved(write_run(tmp_path / "run"), step=20, planned=80)
+    make_older(run)
+    make_older(run / "metrics.jsonl")
+    assert (read_run(run).state, read_run(run).step, read_run(run).when) == ("stopped", 20, 1e9)
+    held = hold_run(run)
+    going_on = read_run(run)
+    assert (going_on.state, going_on.step) == ("running", 40)
+    assert going_on.when > 1.7e9
+    del held
+    assert read_run(run).state == "stopped"
+    begun, own = tmp_path / "begun", tmp_path / "begun" / "tokenizer"
+    own.mkdir(parents=True)
+    (begun / "config.toml").write_text('command = "pretrain"\n')
+    (own / "metrics.jsonl").write_text('{"step": 7, "loss": 1.0}\n')
+    assert (read_run(begun).state, read_run(begun).tokenizer_step) == ("empty", None)
+    held = hold_run(begun)
+    assert (read_run(begun).state, read_run(begun).tokenizer_step) == ("running", 7)
+    del held
+
+
+def test_a_resumed_run_is_held_before_torch_is_loaded(pretrained_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(pretrained_run, tmp_path / "run"))
+    flags = {"out": str(run), "resume": True}
+    held = hold_resumed(resolve(PretrainConfig, flags).config)
+    assert read_run(run).state == "running"
+    again = RunFolder.create(run, resume=True)  # of this process: it shares the lock
+    del held, again
+    assert read_run(run).state == "done"
+    assert hold_resumed(resolve(PretrainConfig, flags | {"dry_run": True}).config) is None

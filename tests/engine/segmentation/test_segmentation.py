@@ -460,7 +460,7 @@ def test_without_a_validation_split_some_images_are_held_out(tmp_path):
     for number in range(20):
         save_scene(tmp_path / "data", f"{number:02d}", number)
     report = finetune(config_of(tmp_path / "data", classes=None, steps=1, out=str(tmp_path / "run")))
-    assert (report.measured_on, report.images) == ("1 held-out image", 1)
+    assert (report.measured_on, report.images) == ("4 held-out images", 4)
 
 
 def test_dry_run_tells_the_plan_and_trains_nothing(beit, scenes, tmp_path):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
@@ -20,8 +21,9 @@ from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.events import Progress
 from beitcli.engine.pretrain import pretrain
+from beitcli.engine.report.page import report_document
 from beitcli.engine.train_tokenizer import train_tokenizer
-from beitcli.engine.trainer.data import hold_out
+from beitcli.engine.trainer.data import hold_out, validation_images
 from beitcli.engine.trainer.dry_run import duration
 from beitcli.errors import DataError
 from beitcli.models.checkpoints.open import open_checkpoint
@@ -109,6 +111,49 @@ def test_one_of_the_held_out_images_that_is_unreadable_is_told_listed_and_counte
         assert ("1 measured image is left out, the first: " in " ".join(ended.err.split())) == (argv is arguments)
 
 
+def test_measured_images_that_are_training_images_are_called_so_everywhere(tmp_path, labelled_folder, beit):
+    """A twentieth of 6 is none."""
+    data, run = copies(labelled_folder, tmp_path / "data", 6), tmp_path / "run"
+    arguments = ("pretrain", data, *TINY, "--target", "pixels", "--steps", 2)
+    planned = beit(*arguments, "--dry-run", "--json")
+    assert planned.lines[0]["plan"]["measured"].endswith(", 6 training images")
+    ended = beit(*arguments, "--out", run, "--json")
+    assert ended.code == 0, ended.err
+    assert "pretrain: step 2, training images: loss" in ended.err
+    assert "(--measure-share 0.1), 6 training images" in " ".join(ended.err.split())
+    card = (run / "README.md").read_text()
+    assert "loss (6 training images)" in card
+    document = report_document([run])
+    (told,) = document["runs"]
+    assert told["measured_images"] == "training images"
+    assert told["verdict"]["grade"] in ("unknown", "early")
+    assert "training images" in told["verdict"]["text"]
+    assert told["facts"]["measured on"] == "training images"
+    (chart,) = (each for each in document["charts"] if each["name"] == "loss")
+    assert [line["label"] for line in chart["series"] if line["role"] == "held-out"] == ["training images"]
+    assert document["previews"][0]["images"] == "training images"
+    for text in (planned.err, ended.err, card):
+        assert "held-out" not in text
+    assert not (run / "bad-images.jsonl").exists()  # none was bad
+
+
+@pytest.mark.parametrize(
+    ("images", "holdout", "kept"),
+    [(4, 50, 0), (24, 50, 4), (60, 50, 12), (250, 50, 50), (999, 50, 50), (2000, 50, 100), (60, 3, 3), (60, 0, 3)],
+)
+def test_a_finetuning_holds_out_a_fifth_of_few_images_and_a_twentieth_of_many(images, holdout, kept):
+    config = resolve(FinetuneConfig, {"data": ["sample"], "init": "random", "holdout": holdout}).config
+    assert validation_images(config, images) == kept
+
+
+def test_a_finetuning_of_an_earlier_version_goes_on_with_the_images_it_held_out(finetuned_run, tmp_path):
+    saved = Path(shutil.copytree(finetuned_run, tmp_path / "run")) / "config.toml"
+    flags = {"out": str(saved.parent), "resume": True}
+    assert validation_images(resolve(FinetuneConfig, flags).config, 24) == 4
+    saved.write_text("".join(line for line in saved.read_text().splitlines(True) if not line.startswith("holdout")))
+    assert validation_images(resolve(FinetuneConfig, flags).config, 24) == 1
+
+
 def listed(run: Path) -> list[str]:
     return [json.loads(line)["path"] for line in (run / "bad-images.jsonl").read_text().splitlines()]
 
@@ -122,6 +167,7 @@ def test_unreadable_held_out_images_count_with_all_of_data(tmp_path, labelled_fo
         copies(labelled_folder / name, data / name, 60)
     base += ("--target", "pixels", *TINY) if command == "pretrain" else ("--init", "random", *TINY_CLASSIFIER)
     held = hold_out(open_data([str(data)]), 512, seed=0)
+    base += ("--holdout", 0) if command == "finetune" else ()  # a twentieth of both
     victims = [held.measured.path(index) for index in (1, 3, 5)]
     for victim in victims:
         Path(victim).write_bytes(b"no image at all")

@@ -10,7 +10,7 @@ import pytest
 from beitcli.cli.app import main
 
 TRAINER = {"bad", "data", "figures", "images_per_second", "images_seen", "micro_batch", "scaler", "seconds", "step"}
-TRAINER |= {"arithmetic", "left_out", "measuring_seconds", "planned_steps", "threads"}
+TRAINER |= {"arithmetic", "left_out", "measuring_seconds", "on_training", "planned_steps", "threads"}
 MODEL = {"architecture", "kind", "masking", "mean", "outputs", "std", "target", "token_size", "tokenizer"}
 SHAPE = {"depth", "heads", "image_size", "layer_scale", "mlp_ratio", "norm_eps", "patch_size", "positions", "width"}
 METRICS = {

@@ -64,7 +64,7 @@ def list_images(root: bytes, on_progress: OnProgress | None = None) -> Listing:
         packed_folders, visited = PackedNames(walk.folders), PackedNames(walk.visited)
         for part, packed in (("names", names), ("folders", packed_folders), ("visited", visited)):
             arrays |= {part: packed.block, f"{part} bounds": packed.bounds}
-        save_index(place, _ABOUT, arrays)
+        save_index(place, _ABOUT, arrays, os.path.abspath(root))
     return Listing(names, list(walk.folders), folder_of, walk.aside)
 
 

@@ -95,7 +95,7 @@ def index_shard(shard: str, on_progress: OnProgress | None = None) -> TarIndex:
         arrays = {part: getattr(index, part) for part in _ARRAYS} | index.aside.arrays()
         for part, packed in (("names", index.names), ("classes", classes)):
             arrays |= {part: packed.block, f"{part} bounds": packed.bounds}
-        save_index(place, about, arrays)
+        save_index(place, about, arrays, os.path.abspath(shard))
     return index
 
 

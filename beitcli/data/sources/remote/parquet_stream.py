@@ -134,7 +134,7 @@ def open_streams(remotes: Sequence[Remote], on_progress: OnProgress | None = Non
         read[number].append((start, content))
     made = [StreamedParquet(remote, stretches) for remote, stretches in zip(missing, read, strict=True)]
     for each in made:
-        save_index(_index_path(each.remote), _about(each.remote), _packed(each.opening))
+        save_index(_index_path(each.remote), _about(each.remote), _packed(each.opening), each.remote.label)
     rest = iter(made)
     return [each if each is not None else next(rest) for each in found]
 

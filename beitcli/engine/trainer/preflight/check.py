@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,18 @@ from beitcli.data.sources.base import Source
 from beitcli.data.sources.files import folders_below
 from beitcli.data.sources.formats.folder import FolderSource
 from beitcli.engine.events import OnEvent
+from beitcli.engine.trainer.preflight.amount import refusals
 from beitcli.engine.trainer.preflight.findings import Finding, tell
 from beitcli.engine.trainer.preflight.looked_at import image_findings, look
 from beitcli.engine.trainer.preflight.overlap import overlap_findings
 from beitcli.engine.trainer.preflight.schedule import class_findings, measuring_findings, schedule_findings
 from beitcli.engine.trainer.setup import planned_steps
+from beitcli.escaping import shell_line
 from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 
+_DOCTOR = ("beit", "doctor", "DATA")
+_LONGEST = 120  # characters of a command in a finding
 _MOST_FOLDERS = 10_000  # below DATA, looked at
 
 
@@ -47,8 +51,13 @@ class Preflight:
     others: Sequence[Finding] = ()
 
     def findings(self) -> Iterator[Finding]:
-        """Yields all findings, those about numbers first."""
+        """Yields all findings, those about numbers first; of a training that is refused, why and about its images."""
         config, command, images = self.config, self.config.command, len(self.training)
+        refused = list(refusals(command, self.training, labelled=self.labelled))
+        if refused:
+            yield from refused
+            yield from image_findings(look(self.training), self.size, from_scratch=False)  # their size is no matter
+            return
         steps, given = planned_steps(config, images), config.steps is not None
         yield from schedule_findings(command, images, config.batch_size, steps, steps_given=given)
         yield from measuring_findings(command, len(self.measured), self.is_apart, getattr(config, "val", None))
@@ -71,9 +80,16 @@ class Preflight:
         config = self.config
         if config.resume and world.run_on_rank_zero(lambda: newest_checkpoint(Path(config.out)) is not None):
             return []
-        found = world.run_on_rank_zero(lambda: list(self.findings()))
+        found = world.run_on_rank_zero(lambda: [self._with_data(each) for each in self.findings()])
         tell(found, on_event)
         return [asdict(each) for each in found]
+
+    def _with_data(self, finding: Finding) -> Finding:
+        """Names the run's own DATA in the command that a finding proposes, unless it is long."""
+        command = shell_line([*_DOCTOR[:-1], *self.config.data])
+        if "-" in self.config.data or len(command) > _LONGEST:
+            return finding
+        return replace(finding, way_out=finding.way_out.replace(" ".join(_DOCTOR), command))
 
 
 def _empty_folders(training: Source) -> Iterator[Finding]:

@@ -25,7 +25,7 @@ def given_tokenizer_findings(reference: str) -> Iterator[Finding]:
         if record.command == "train-tokenizer":
             if poor := poor_tokenizer(record.measured):
                 what = f"In --tokenizer {reference} {poor}. Little can be learned from its tokens."
-                yield Finding("tokenizer-few-codes", "warning", what, f"Train {OTHER_TOKENIZER}")
+                yield Finding("tokenizer-few-codes", "warning", what, OTHER_TOKENIZER)
             return
 
 

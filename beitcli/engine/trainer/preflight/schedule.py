@@ -1,4 +1,4 @@
-"""Findings about the numbers of a training: images, batch, steps, classes, images to measure on, blocks of a mask."""
+"""Findings about the numbers of a training: batch, steps, classes, images to measure on, blocks of a mask."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from beitcli.data.sources.base import Source
+from beitcli.engine.trainer.preflight.amount import FEW_TO_TOKENIZE, few_findings
 from beitcli.engine.trainer.preflight.findings import Finding
 from beitcli.runtime.metric_text import counted
 
-FEW_TO_PRETRAIN, FEW_TO_TOKENIZE = 1000, 100
 FEW_TO_MEASURE = 50
 MOST_EPOCHS = 1000  # the longest recipe has 800
 _PASSES = 300  # that are proposed in place of more
@@ -18,7 +18,6 @@ _FEW_STEPS = 100
 _FEW_OF_A_CLASS = 5
 _DOMINANT = 0.9
 _MOST_LABELS = 200_000  # looked at
-_PRETRAINED = "hf://microsoft/beit-base-patch16-224-pt22k"
 
 
 def schedule_findings(command: str, images: int, batch: int, steps: int, *, steps_given: bool) -> Iterator[Finding]:
@@ -30,19 +29,7 @@ def schedule_findings(command: str, images: int, batch: int, steps: int, *, step
         steps: Optimizer steps.
         steps_given: Whether the number of steps was set rather than computed from epochs.
     """
-    least = {"pretrain": FEW_TO_PRETRAIN, "train-tokenizer": FEW_TO_TOKENIZE}.get(command, 0)
-    if images < least:
-        way_out = (
-            f"Give some thousands; or leave pretraining out: `beit finetune DATA --init {_PRETRAINED}`."
-            if command == "pretrain"
-            else "Give some hundreds."
-        )
-        yield Finding(
-            "few-images",
-            "warning",
-            f"{counted(images, 'training image')} {'is' if images == 1 else 'are'} few to learn from without labels.",
-            way_out,
-        )
+    yield from few_findings(command, images)
     if steps * batch / images >= MOST_EPOCHS:
         passes, way_out = _passes(images, batch, steps, "--steps")
         yield Finding("many-epochs", "warning", f"{passes}: most of them teach nothing new.", way_out)

@@ -132,14 +132,14 @@ function pixelsOf(patch) {
     (edge, last) => Math.ceil(begin + (edge / places) * (end - begin) - 0.5) - last);
   return [along(left, right, patch % columns, columns), along(upper, lower, Math.floor(patch / columns), rows)];
 }
-// The layer as it is counted in words, from 1, and as the command counts it, from 0.
-const layerSaid = () => `layer ${state.layer + 1} of ${data.depth} (--layer ${state.layer})`;
+// Layers, heads, rows and columns count from 0, as the command counts them.
+const layerSaid = () => `layer ${state.layer} (of 0 to ${data.depth - 1})`;
 // A name for the picture of what is shown: no two views of an image share it, nor does it need quotes in a shell.
 function fileName() {
   const stem = data.images[state.image].name.split("/").pop().replace(/\.[^.]*$/, ""), patch = state.query - 1;
   const from = patch < 0 ? "class-token" : `row${Math.floor(patch / columns)}-column${patch % columns}`;
   const look = (state.share < 1 ? `-${Number((100 * state.share).toFixed(2))}percent` : "") + (state.smooth ? "-smooth" : "");
-  const name = `${stem}-layer${state.layer + 1}${look}-${state.map}-${from}.png`;
+  const name = `${stem}-layer${state.layer}${look}-${state.map}-${from}.png`;
   return name.replace(/[^\p{L}\p{N}_.-]+/gu, "_").replace(/^-/, "_");
 }
 const nameOf = (map) => (map === "mean" ? "mean of the heads" : map === "rollout" ? "rollout" : `head ${map}`);
@@ -162,9 +162,9 @@ function write(row) {
     : `${percent(row.weights[other] * step, step)} at ${placeOf(other)}`;
   part("as-command").hidden = isClass;
   part("command").textContent = command;
-  const [, counted, option] = layerSaid().match(/^layer (.*) (\(.*\))$/), whole = made("span");
+  const [, counted, range] = layerSaid().match(/^layer (.*) (\(.*\))$/), whole = made("span");
   whole.className = "whole";
-  whole.textContent = option;
+  whole.textContent = range;
   part("layer-said").replaceChildren(`${counted} `, whole);
   part("share-said").textContent = Math.round(100 * state.share) + " % of the attention";
   part("opacity-said").textContent = Math.round(100 * state.opacity) + " %";

@@ -20,7 +20,7 @@ const figure = (image) => {
     frame.append(picture);
   }
   const caption = element("figcaption");
-  const name = element("span", "name", image.path.split("/").pop());
+  const name = element("span", "name", image.path.split("/").slice(-2).join("/"));
   name.title = image.path;
   caption.append(name);
   if (image.why) caption.append(element("span", "why", image.why));

@@ -16,6 +16,7 @@ function drawn(tag, attributes) {
 }
 const colour = (run) => `var(--c${run % 8})`;
 const counted = (number, word, plural) => `${whole(number)} ${number === 1 ? word : plural}`;
+const measuredImages = (kinds) => [...new Set(kinds)].sort().join(" or ");
 const several = report.runs.length > 1;
 const whole = (number) => Math.round(number).toLocaleString("en-US");
 const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.01 ? 2 : 1)}%`;
@@ -209,7 +210,7 @@ if (report.charts.length) {
   };
   if (several) report.runs.forEach((run, number) => legend(run.name, colour(number), "training"));
   for (const role of ["training", "held-out", "baseline"]) {
-    const words = { training: "training", "held-out": "held-out images, measured at checkpoints", baseline: "a guess that ignores the image" };
+    const words = { training: "training", "held-out": `${measuredImages(report.runs.map((run) => run.measured_images))}, measured at checkpoints`, baseline: "a guess that ignores the image" };
     if (report.charts.some((chart) => chart.series.some((line) => line.role === role)))
       legend(words[role], several ? "var(--soft)" : seriesColour({ role }), role);
   }
@@ -236,16 +237,19 @@ if (report.charts.length) {
 }
 
 // Previews over training: one slider, each run shows its newest preview up to that step
+const LEGIBLE = 880; // pixels of a preview
 const strips = report.previews.filter((strip) => strip.pictures.length);
 const stepsDrawn = [...new Set(strips.flatMap((strip) => strip.pictures.map((picture) => picture.step)))].sort((a, b) => a - b);
 if (stepsDrawn.length) {
   byId("previews").hidden = false;
+  const images = measuredImages(strips.map((strip) => strip.images));
+  byId("previews-title").textContent = `${images[0].toUpperCase()}${images.slice(1)} over training`;
   const scrub = byId("scrub");
   scrub.max = stepsDrawn.length - 1;
   scrub.value = stepsDrawn.length - 1;
   const shown = strips.map((strip) => {
     const image = element("img", { alt: "" }), caption = element("figcaption");
-    byId("preview-pictures").append(element("figure", {}, caption, image));
+    byId("preview-pictures").append(element("figure", {}, caption, element("div", { class: "scroll", tabindex: "0" }, image)));
     return { strip, image, caption };
   });
   const show = () => {
@@ -258,7 +262,8 @@ if (stepsDrawn.length) {
       const known = strip.pictures.filter((picture) => picture.step <= step);
       const picture = known.length ? known[known.length - 1] : strip.pictures[0];
       image.src = picture.url;
-      image.alt = `Held-out images at step ${picture.step}`;
+      image.style.minWidth = `${Math.min(LEGIBLE, picture.width)}px`; // a narrow page scrolls it: its captions stay legible
+      image.alt = `${strip.images} at step ${picture.step}`;
       caption.textContent = several ? `${strip.name}, step ${whole(picture.step)}` : strip.name ? strip.name : "";
       caption.hidden = !caption.textContent;
     }

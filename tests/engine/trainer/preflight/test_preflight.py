@@ -106,7 +106,8 @@ def test_one_process_of_several_reads_the_checkpoint_of_a_run_that_goes_on(pretr
 def test_the_default_recipe_says_what_it_takes_before_it_downloads(tmp_path: Path, beit: Beit, monkeypatch):
     monkeypatch.setenv("BEIT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    save_picture(tmp_path / "photos" / "a.jpg", (90, 90, 90), 1)
+    for name in ("a", "b"):
+        save_picture(tmp_path / "photos" / f"{name}.jpg", (90, 90, 90), 1)
     ended = beit("pretrain", tmp_path / "photos", "--device", "cpu", "--out", tmp_path / "run")
     assert ended.code == 4, ended.err
     lines = ended.err.splitlines()
@@ -114,6 +115,47 @@ def test_the_default_recipe_says_what_it_takes_before_it_downloads(tmp_path: Pat
     assert "800 epochs in batches of 2,048, DALL-E's tokenizer (215 MB to download)" in lines[told]
     assert "--recipe small (64 x 64 pixels, 20 epochs" in lines[told]
     assert told < next(number for number, line in enumerate(lines) if line.startswith("error: "))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("is_folder", [False, True], ids=["file", "folder"])
+@pytest.mark.parametrize("command", ["pretrain", "train-tokenizer"])
+def test_one_image_is_refused_before_anything_is_trained_or_downloaded(
+    tmp_path: Path, beit: Beit, monkeypatch, command: str, is_folder: bool
+):
+    """The default recipe of `pretrain` would download DALL-E's tokenizer, which ends with 4 here."""
+    monkeypatch.setenv("BEIT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    image = save_picture(tmp_path / "photos" / "a.jpg", (90, 90, 90), 1)
+    ended = beit(command, image.parent if is_folder else image, "--device", "cpu", "--out", tmp_path / "run")
+    assert ended.code == 3, ended.err
+    error, hint = ended.err.splitlines()[-2:]
+    assert error.startswith("error: Nothing can be learned from 1 image")
+    assert f"Give {'1,000' if command == 'pretrain' else '100'} or more, 2 at least" in hint
+    assert f"`beit {command} sample --recipe tiny`" in hint
+    assert "few to learn from" not in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stack_that_counts_as_one_image_is_told_how_its_pages_count(tmp_path: Path, beit: Beit):
+    page = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48)).astype(np.uint8))
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page] * 4)
+    ended = beit("train-tokenizer", tmp_path / "a.tif", "--recipe", "tiny", "--device", "cpu")
+    assert ended.code == 3, ended.err
+    assert "--pages all makes each page an image" in ended.err
+
+
+def test_a_classifier_needs_images_of_two_classes_to_learn_from(tmp_path: Path, labelled_folder: Path, beit: Beit):
+    table = tmp_path / "labels.csv"
+    table.write_text(f"path,bright,dark\n{labelled_folder / 'red' / '00.jpg'},1,0\n")
+    args = ("--init", "random", "--recipe", "tiny", "--size", 32, "--device", "cpu", "--out", tmp_path / "run")
+    for given, same in (
+        ((labelled_folder, "--limit", 1), "The only image to learn from has the class 'blue'"),
+        ((table, "--problem", "multi-label"), "The only image to learn from has the same labels"),
+    ):
+        ended = beit("finetune", *given, *args)
+        assert ended.code == 3, ended.err
+        assert same in ended.err.splitlines()[-2]
     assert not (tmp_path / "run").exists()
 
 
@@ -129,6 +171,7 @@ def test_the_default_recipe_says_what_it_takes_before_it_downloads(tmp_path: Pat
         ("train-tokenizer", 90, 64, 100, False, ["few-images"]),
         ("train-tokenizer", 12, 16, 3200, True, ["few-images", "many-epochs", "batch-over-images"]),
         ("finetune", 90, 64, 100, False, []),
+        ("finetune", 1, 1, 100, False, ["few-images"]),
     ],
 )
 def test_the_length_of_a_training_is_judged(command, images, batch, steps, given, expected):
@@ -263,9 +306,9 @@ def test_a_given_tokenizer_that_has_collapsed_is_told(tmp_path: Path):
         (finding,) = given_tokenizer_findings(str(reference))
         assert (finding.kind, finding.severity) == ("tokenizer-few-codes", "warning")
         assert finding.what.startswith(
-            f"In --tokenizer {reference} the codebook has collapsed: 3 of 512 codes in use, as many as 1 used evenly"
+            f"In --tokenizer {reference} the codebook has collapsed (3 of 512 codes, as many as 1 used evenly"
         )
-        assert finding.way_out.startswith("Train one by itself, with beit train-tokenizer")
+        assert finding.way_out.startswith("Train another one first: beit train-tokenizer")
     for reference in (good, unmeasured, tmp_path / "none", "dall-e", "hf://a/b"):
         assert list(given_tokenizer_findings(str(reference))) == []
 

@@ -1,0 +1,87 @@
+"""Lines on a terminal: broken between words, with what one would copy in one piece; into a pipe as they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from beitcli.cli.app import main
+from beitcli.cli.console import CommandConsole
+from beitcli.cli.wrapping import columns, wrapped
+from beitcli.errors import UsageError
+from tests.cli.test_contract import at_terminal
+
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+WORDS = "The quick brown fox jumps over the lazy dog, and then over another one."
+
+
+def test_lines_break_between_words_and_hang() -> None:
+    assert wrapped(f"error: {WORDS}", 40).split("\n") == [
+        "error: The quick brown fox jumps over",
+        "       the lazy dog, and then over",
+        "       another one.",
+    ]
+    assert wrapped(f"  {WORDS}\nshort", 40).split("\n") == [
+        "  The quick brown fox jumps over the",
+        "    lazy dog, and then over another one.",
+        "short",
+    ]
+    assert wrapped(WORDS, len(WORDS)) == WORDS
+    assert wrapped("", 40) == ""
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        "`beit eval runs/mine photos/ --protocol knn --train photos/`",
+        "'a folder with spaces/and a name - that is long.png'",
+        "beit train-tokenizer DATA --recipe small --out runs/tokenizer",
+        "/a/path-with-hyphens/that/is/much/longer/than/the/line/model.safetensors",
+    ],
+)
+def test_what_one_would_copy_stays_whole(whole: str) -> None:
+    lines = wrapped(f"error: There is nothing to see at {whole} and this goes on for some time.", 40).split("\n")
+    assert sum(whole in line for line in lines) == 1
+    assert all(len(line) <= 40 for line in lines if whole not in line)
+    assert max(len(line) for line in lines) <= 7 + len(whole)
+
+
+def test_a_command_behind_a_colon_stays_whole_to_the_end_of_its_line() -> None:
+    command = "beit pretrain photos/ --out runs/mine --resume --batch-size 64 --workers 2"
+    assert wrapped(f"  Go on from the last checkpoint with: {command}", 50).split("\n") == [
+        "  Go on from the last checkpoint with:",
+        f"    {command}",
+    ]
+    assert wrapped(f"  {command}", 50) == f"  {command}"
+
+
+def test_wide_characters_take_two_columns() -> None:
+    assert columns("a漢") == 3
+    assert wrapped("漢漢漢 漢漢漢 漢漢漢", 14).split("\n") == ["漢漢漢 漢漢漢", "  漢漢漢"]
+
+
+def test_errors_are_wrapped_on_a_terminal_and_whole_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    error = UsageError(WORDS + " " + WORDS, f"{WORDS} {WORDS}\n{WORDS}")
+
+    def tell() -> int:
+        CommandConsole().print_error(error)
+        return 0
+
+    _, said = at_terminal(tell, COLUMNS="60")
+    lines = COLOUR.sub("", said).replace("\r", "").splitlines()
+    assert max(map(len, lines)) <= 60
+    assert [line.split()[0] for line in lines if line[:3].strip()] == ["error:", "The", "The"]
+    assert " ".join(" ".join(lines).split()) == f"error: {WORDS} {WORDS} {WORDS} {WORDS} {WORDS}"
+    tell()
+    assert capsys.readouterr().err == f"error: {WORDS} {WORDS}\n  {WORDS} {WORDS}\n  {WORDS}\n"
+
+
+def test_a_long_path_of_an_error_is_in_one_piece_on_a_terminal(tmp_path: Path, beit: Callable) -> None:
+    path = tmp_path / "there is no such folder" / ("x" * 60)
+    code, said = at_terminal(lambda: main(["predict", str(path), "sample"]), COLUMNS="60")
+    assert code == 4
+    assert f"'{path}'" in COLOUR.sub("", said)
+    assert f"error: There is no model at '{path}'.\n" in beit("predict", path, "sample").err
