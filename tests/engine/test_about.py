@@ -11,6 +11,7 @@ from importlib import metadata
 
 import pytest
 
+from beitcli.cli.console import CommandConsole
 from beitcli.config.about import RecipesConfig
 from beitcli.config.resolve import RECIPES, recipe_names
 from beitcli.engine.recipes import list_recipes
@@ -111,7 +112,10 @@ def test_a_run_that_was_stopped_in_its_tokenizer_is_stopped(beit, folder_of_runs
     assert (found["state"], found["step"], found["tokenizer_step"]) == ("stopped", 0, 4)
 
 
-def test_runs_writes_a_share_as_a_percentage_however_they_are_sorted(beit, tmp_path):
+def test_runs_writes_a_share_as_a_percentage_however_they_are_sorted(beit, tmp_path, monkeypatch):
+    as_on_a_terminal = property(lambda console: console.as_json)
+    monkeypatch.setattr(CommandConsole, "wants_json", as_on_a_terminal)
+    monkeypatch.setenv("COLUMNS", "200")
     run = tmp_path / "runs" / "a"
     run.mkdir(parents=True)
     (run / "config.toml").write_text('command = "pretrain"\nrecipe = "tiny"\n')

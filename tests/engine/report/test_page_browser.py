@@ -202,7 +202,7 @@ def test_names_stay_whole_and_what_lies_beyond_the_edge_is_told(browser: Any, tm
     with watched(browser, tmp_path / "page.html", width) as page:
         page.set_default_timeout(10_000)
         lines = "names => names.map(name => name.getClientRects().length * name.getBoundingClientRect().height)"
-        heights = page.locator("#classes .word").evaluate_all(lines)
+        heights = page.locator("#classes table .word").evaluate_all(lines)
         assert max(heights) < 30  # pixels: one line each
         rows, columns = page.locator("#classes .hint").all()
         page.wait_for_function("document.querySelectorAll('#classes .hint')[1].textContent")
