@@ -12,8 +12,6 @@ from PIL import Image, ImageOps
 from beitcli.config.attn_map import AttnMapConfig
 from beitcli.engine.attention_mapper import AttentionMapper, MappedImage
 from beitcli.engine.io.outputs import OutputFile
-from beitcli.engine.io.picture_outputs import MOST_ON_A_SHEET
-from beitcli.errors import UsageError
 from beitcli.pictures.attention import ACCENTS, add_colorbar, attention_panel, draw_heatmap, percent
 from beitcli.pictures.attention_figure import FigureRow, attention_figure
 from beitcli.pictures.attention_page import ExploredImage, Explorer, attention_page
@@ -38,11 +36,6 @@ class AttentionFiles:
         self.config, self.mapper, self.outputs = config, mapper, outputs
         self.suffix = outputs[0].path.suffix.lower() if outputs else ""
         self.is_of_all = bool(outputs) and len(outputs or ()) > 1 and len({file.path for file in outputs or ()}) == 1
-        if self.is_of_all and len(outputs or ()) > MOST_ON_A_SHEET:
-            raise UsageError(
-                f"-o '{config.output}' is one file, and {len(outputs or ()):,} images are too many for it.",
-                f"Give a folder, or --limit {MOST_ON_A_SHEET}.",
-            )
         self.explorer: Explorer | None = None
         if self.suffix == ".html" and outputs:
             self.explorer = mapper.explorer(len(outputs) if self.is_of_all else 1)
