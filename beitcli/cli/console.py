@@ -102,6 +102,15 @@ class CommandConsole:
         """As `print_line`, on a terminal wrapped at words."""
         self._print_raw(_for_screen(terminal_line(text), sys.stdout) if sys.stdout.isatty() else text)
 
+    def print_figures(self, text: str) -> None:
+        """As `print_line`, on a terminal broken where two spaces part what is said."""
+        if not sys.stdout.isatty():
+            self._print_raw(text)
+            return
+        from beitcli.cli.progress import broken_between_figures
+
+        self._print_raw("\n".join(broken_between_figures(terminal_line(text), style_of(sys.stdout).width)))
+
     def print_text(self, text: str) -> None:
         """Prints text of several lines, none of which is a stranger's."""
         self._print_raw(terminal(text) if sys.stdout.isatty() else text)

@@ -28,11 +28,11 @@ _INTRO = """BEiT: BERT pre-training of image Transformers, from the command line
 
 \b
 Examples:
-  $ beit pretrain sample --recipe tiny          in minutes, without any data
-  $ beit pretrain photos/ --recipe small        on images of your own
-  $ beit finetune labelled/ --init runs/RUN     a classifier from it
+  $ beit pretrain sample --recipe tiny     in minutes, without any data
+  $ beit pretrain photos/ --recipe small     on images of your own
+  $ beit finetune labelled/ --recipe small --init runs/RUN     a classifier
   $ beit attn-map photo.jpg --model runs/RUN -o attention.png
-  $ beit help --man | man -l -                  all of it as a manual page"""
+  $ beit help --man | man -l -     all of it as a manual page"""
 
 
 class Row(NamedTuple):

@@ -64,7 +64,7 @@ def test_any_number_of_outputs_is_remembered(config: MaskPreviewConfig) -> None:
 def test_another_command_and_changed_pictures_are_refused(config: MaskPreviewConfig) -> None:
     assert config.output is not None
     stopped_after(config, 2)
-    with pytest.raises(UsageError, match=r"0\.png' and 1 more exists already"):
+    with pytest.raises(UsageError, match=r"0\.png' and 1 more exist already"):
         list(mask_preview(replace(config, epoch=1)))
     picture = Path(config.output, "1.png")
     picture.write_bytes(b"the user's own")

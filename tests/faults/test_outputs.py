@@ -157,7 +157,7 @@ def test_a_folder_of_outputs_is_refused_whole_and_rerun_with_overwrite(
     (out / "00.png").write_text("mine")
     (out / "01.png").unlink()
     refused = beit(*argv)
-    assert (refused.code, f"'{out / '00.png'}' and {count - 2} more exists already" in refused.err) == (2, True)
+    assert (refused.code, f"'{out / '00.png'}' and {count - 2} more exist already" in refused.err) == (2, True)
     assert not (out / "01.png").exists()
     assert beit(*argv, "--overwrite").code == 0
     assert (out / "00.png").read_bytes()[:4] == (out / "01.png").read_bytes()[:4] == PNG

@@ -18,7 +18,7 @@ def _run(config: PredictConfig, console: CommandConsole) -> None:
         if console.wants_json:
             console.print_json(document)
         else:
-            console.print_line(f"{document.get('output', document['path'])}  {_said(document)}")
+            console.print_figures(f"{document.get('output', document['path'])}  {_said(document)}")
 
 
 def _said(document: dict[str, Any]) -> str:

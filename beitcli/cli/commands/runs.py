@@ -37,7 +37,7 @@ def _run(config: RunsConfig, console: CommandConsole) -> None:
         made_by = f"{run.command} {run.recipe or ''}".strip()
         facts = {"made by": made_by, "state": run.state, "step": run.step, "when": age(run.when)}
         rows.append({"run": os.path.relpath(run.run, config.folder), **facts, "figure": figure(run)})
-    console.print_rows(rows)
+    console.print_rows(rows, whole="run")
 
 
 DECLARATION = Declaration(

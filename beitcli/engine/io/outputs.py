@@ -212,9 +212,9 @@ def require_writable_outputs(
     if held and not overwrite and own is not None:
         held = [path for path in held if not own(path)]
     if held and not overwrite:
-        more = f" and {len(held) - 1:,} more" if len(held) > 1 else ""
+        there = f"and {len(held) - 1:,} more exist" if len(held) > 1 else "exists"
         raise UsageError(
-            f"{option}: '{held[0]}'{more} exists already.",
+            f"{option}: '{held[0]}' {there} already.",
             f"Add --overwrite to replace, or give another name{way_out}.",
         )
 

@@ -242,7 +242,7 @@ def _finetuned(last: Mapping[str, float], measured: Measured) -> Verdict:
         if images and low <= guess:
             text = f"It is not shown to be better than a fixed guess: {figures}.{_few(images)}"
             return Verdict("early", text, beats_guessing=False)
-        trend = _trend(measured.measurings, "top1", rising=True)
+        trend = "" if images < _FEW else _trend(measured.measurings, "top1", rising=True)
         if last["top1"] - guess < _LITTLE * (1 - guess):
             text = f"It has begun to tell the classes apart: {figures}.{trend or f' {_LONGER}'}{_few(images)}"
             return Verdict("early", text)
@@ -273,7 +273,7 @@ def _by_metric(last: Mapping[str, float], measured: Measured, name: str, words: 
     if value <= max(guess, _NOT_FOUND):
         text = f"It has learnt nothing yet: {figures}. {_LONGER}{_few(images)}"
         return Verdict("early", text, beats_guessing=False)
-    trend = _trend(measured.measurings, name, rising=True)
+    trend = "" if images < _FEW else _trend(measured.measurings, name, rising=True)
     little = value < _LITTLE_AP if name == "ap" else value - guess < _LITTLE * (1 - guess) or 2 * missed > len(by_class)
     if little:
         text = f"It has learnt little yet: {figures}.{trend or f' {_LONGER}'}{_few(images)}"

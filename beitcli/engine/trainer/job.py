@@ -215,16 +215,19 @@ def report_job(job: Job[Report], finished: Finished) -> Report:
     job.on_event(Warned(verdict.text) if verdict.grade in _TOLD else Note(verdict.text))
     head = CardHead(job.task.kind, job.config, run.path, finished.metrics, verdict.text)
     run.write_text("README.md", headed(job.card(report, describe(job.compute)), head))
-    _attempt(job, PAGE, lambda: run.write_text(PAGE, report_page([run.path], finished=True)))
+    if _attempt(job, PAGE, lambda: run.write_text(PAGE, report_page([run.path], finished=True))):
+        job.on_event(Note(f"Report: {run.path / PAGE}"))
     return report
 
 
-def _attempt(job: Job[Any], name: str, write: Callable[[], None]) -> None:
-    """Writes a file without which the run is as good: a failure is a warning."""
+def _attempt(job: Job[Any], name: str, write: Callable[[], None]) -> bool:
+    """Writes a file without which the run is as good: a failure is a warning, and False."""
     try:
         write()
     except Exception as error:  # the run is whole: not even a bug of the page may fail it
         job.on_event(Warned(f"{name} was not written: {error or type(error).__name__}"))
+        return False
+    return True
 
 
 def _write_details(job: Job[Any], finished: Finished) -> None:

@@ -7,11 +7,13 @@ Checkpoints of this program are first verified by their hashes; of a run, the ne
 from __future__ import annotations
 
 import os
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from beitcli.config.architecture import Architecture, kind_in_words
+from beitcli.config.resolve import recipe_names
 from beitcli.config.tasks import DEFAULT_TASK, TASKS, TaskDefinition, task_of_kind
 from beitcli.errors import StorageError
 from beitcli.escaping import shell_word
@@ -151,13 +153,24 @@ def expect_finetuned(checkpoint: CheckpointHandle, or_else: str = "") -> TaskDef
         others = " or ".join(f"--task {name}" for name in TASKS.entries() if name != DEFAULT_TASK)
         raise StorageError(
             f"'{checkpoint.reference}' is {kind_in_words(checkpoint.kind)}: it knows no classes.",
-            f"Make a classifier of it, with `beit finetune DATA --init {shell_word(checkpoint.reference)}` (or add "
-            f"{others}), and give that run. {or_else}".strip(),
+            f"Make a classifier of it, with `beit finetune DATA {_same_recipe(checkpoint)}--init "
+            f"{shell_word(checkpoint.reference)}` (or add {others}), and give that run. {or_else}".strip(),
         )
     if task is None:
         expect(checkpoint, *(task.kind for task in TASKS.entries().values()), or_else=or_else)
     assert task is not None
     return task
+
+
+def _same_recipe(checkpoint: CheckpointHandle) -> str:
+    """Returns the option for the recipe of a run, if `finetune` has one of that name: its default may take days."""
+    if checkpoint.folder is None:
+        return ""
+    try:
+        recipe = tomllib.loads(read_regular(checkpoint.run / "config.toml").decode()).get("recipe")
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return f"--recipe {recipe} " if recipe in recipe_names("finetune") else ""
 
 
 def _random_init(reference: str, base: str, on_progress: OnProgress | None, seed: int) -> CheckpointHandle:

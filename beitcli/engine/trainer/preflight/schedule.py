@@ -14,6 +14,8 @@ from beitcli.runtime.metric_text import counted
 FEW_TO_MEASURE = 50
 MOST_EPOCHS = 1000  # the longest recipe has 800
 _PASSES = 300  # that are proposed in place of more
+_SMALL_BATCH = 16  # below which gradients are noise at a recipe's learning rate
+_MORE_STEPS = "Give --steps, or more images."
 _FEW_STEPS = 100
 _FEW_OF_A_CLASS = 5
 _DOMINANT = 0.9
@@ -43,11 +45,12 @@ def schedule_findings(command: str, images: int, batch: int, steps: int, *, step
             f"--batch-size {fitting} fits.",
         )
     elif not steps_given and steps < _FEW_STEPS and command != "finetune":
+        smaller = max(_SMALL_BATCH, batch * steps // 1000)
         yield Finding(
             "few-steps",
             "warning",
             f"The whole run is {counted(steps, 'step')} of {batch:,} images: too few for weights that start at random.",
-            f"A smaller --batch-size makes more of them, such as {max(1, batch * steps // 1000)}.",
+            f"A smaller --batch-size makes more of them, such as {smaller}." if smaller < batch else _MORE_STEPS,
         )
 
 
