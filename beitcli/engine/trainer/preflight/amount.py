@@ -31,7 +31,7 @@ def few_findings(command: str, images: int) -> Iterator[Finding]:
     """
     if images < _FEW.get(command, LEAST_IMAGES):
         way_out = {
-            "pretrain": f"Give a thousand or more; or leave pretraining out: `beit finetune DATA --init {_PRETRAINED}`.",
+            "pretrain": f"Give a thousand or more, or leave it out: `beit finetune DATA --init {_PRETRAINED}`.",
             "train-tokenizer": "Give a hundred or more.",
         }.get(command, "Give some tens of each class.")
         without = " without labels" if command in _FEW else ""
