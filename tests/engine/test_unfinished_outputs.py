@@ -42,7 +42,7 @@ def test_a_stopped_command_is_given_again_without_overwrite(config: MaskPreviewC
     stopped_after(config, 1)  # and once more
     assert len(list(mask_preview(config))) == 3
     assert names(config.output) == ["0.png", "1.png", "2.png"]
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="exist already"):
         list(mask_preview(config))
     assert len(list(mask_preview(replace(config, overwrite=True)))) == 3
     assert names(config.output) == ["0.png", "1.png", "2.png"]
