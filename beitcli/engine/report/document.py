@@ -42,6 +42,7 @@ _KEY = (
     "ap_large", "mask_ap", "psnr", "mae", "cosine", "codes_used", "perplexity", "commonest_share", "images",
 )  # fmt: skip
 _COUNTS = ("images", "codes_used")
+_OF_IMAGES = ("top1", "top5")  # shares of the images, each of which is right or wrong
 _MEASURED = ("patches", "tokens")
 
 
@@ -81,7 +82,8 @@ def _run(record: RunRecord, name: str) -> dict[str, Any]:
         "step": record.step,
         "measured_step": measurings[-1][0] if measurings else None,
         "epoch": last.get("epoch"),
-        "seconds": record.time.total,
+        "seconds": record.time.training,
+        "total_seconds": record.time.total,
         "measured_images": images_of(record.on_training),
         "verdict": {"grade": verdict.grade, "text": verdict.text},
         "figures": _figures(record),
@@ -95,24 +97,26 @@ def _run(record: RunRecord, name: str) -> dict[str, Any]:
 
 
 def _figures(record: RunRecord) -> list[dict[str, Any]]:
-    """Returns the figures of the measured images, the known ones first; those of one class are in `class_tables`."""
+    """Returns the figures of the measured images, the known ones first; those of one class are in `class_tables`.
+
+    A share has the number of `images`, an accuracy also its `interval` of 95%; `title` says them too, for display.
+    """
     classes = record.measured.classes
     hidden = {name for name in record.held_out if "/" in name or name in _OF_VERDICT or is_idle(name, classes)}
     own = {name: value for name, value in record.held_out.items() if name not in hidden}
     names = [*(name for name in _KEY if name in own), *(name for name in own if name not in _KEY)]
-    images = int(own.get("images", 0))
-    labels = {name: _label(name) + _how_sure(name, own[name], images) for name in names}
-    return [{"name": labels[name], "text": _figure(name, own[name]), "value": own[name]} for name in names]
+    return [_figure_of(name, own[name], int(own.get("images", 0))) for name in names]
 
 
-def _how_sure(name: str, value: float, images: int) -> str:
-    """Returns the interval of an accuracy, or of how many images another share is, behind the name of the figure."""
-    if not images or not is_share(name):
-        return ""
-    if name not in ("top1", "top5"):
-        return f" of {counted(images, 'image')}"
-    low, high = share_interval(value, images)
-    return f" of {counted(images, 'image')} (95%: {percent(low)} to {percent(high)})"
+def _figure_of(name: str, value: float, images: int) -> dict[str, Any]:
+    figure: dict[str, Any] = {"name": _label(name), "title": _label(name), "text": _figure(name, value), "value": value}
+    if images and is_share(name):
+        figure["images"] = images
+        figure["title"] += f" of {counted(images, 'image')}"
+        if name in _OF_IMAGES:
+            figure["interval"] = low, high = share_interval(value, images)
+            figure["title"] += f" (95%: {percent(low)} to {percent(high)})"
+    return figure
 
 
 def _label(name: str) -> str:

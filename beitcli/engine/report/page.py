@@ -53,7 +53,7 @@ def report_page(runs: Sequence[Path], *, finished: bool = False) -> str:
 
 def _plain(run: dict[str, Any]) -> str:
     """Returns the essentials of a run for a reader without JavaScript: verdict, figures, facts, next commands."""
-    figures = [(each["name"], each["text"]) for each in run["figures"]]
+    figures = [(each["title"], each["text"]) for each in run["figures"]]
     measured = run["measured_step"]
     elsewhere = f", measured at step {measured:,}" if measured not in (None, run["step"]) else ""
     rows = [("state", f"{run['state']}, step {run['step']:,}{elsewhere}"), *figures, *run["facts"].items()]

@@ -194,11 +194,17 @@ def test_figures_of_one_kind_are_written_alike(tmp_path: Path) -> None:
         )
     (told,) = report_document([run])["runs"]
     sure = "of 1,234 images (95%: 99.7% to 100.0%)"
-    assert {each["name"]: each["text"] for each in told["figures"]} == {
+    assert {each["title"]: each["text"] for each in told["figures"]} == {
         f"top1 {sure}": "100.0%", f"top5 {sure}": "100.0%",
         "miou of 1,234 images": "30.2%", "ap of 1,234 images": "0.0%", "images": "1,234", "loss": "2.0000",
     }  # fmt: skip
     assert told["facts"]["measured on"] == "500 held-out images, 12,500 patches"
+    named = {each["name"]: each for each in told["figures"]}
+    assert set(named) == {"top1", "top5", "miou", "ap", "images", "loss"}
+    assert named["top1"]["interval"] == pytest.approx((0.9969, 1.0), abs=1e-4)
+    assert {name for name, each in named.items() if each.get("images") == 1234} == {"top1", "top5", "miou", "ap"}
+    assert "interval" not in named["miou"]
+    assert f'<tr><th scope="row">top1 {sure}</th><td>100.0%</td></tr>' in report_page([run])
 
 
 def test_a_classifier_is_drawn_beside_the_most_frequent_class(tmp_path: Path) -> None:
