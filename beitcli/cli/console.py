@@ -292,20 +292,22 @@ class CommandConsole:
         stderr.flush()
 
     def _progress(self, event: Progress) -> None:
-        from beitcli.cli.progress import LINE_COLUMNS, LiveProgress, PlainLines, held_out_line
+        from beitcli.cli import progress
 
-        style = style_of(Stderr())
+        stderr = Stderr()
+        style = style_of(stderr)
         if not style.has_styles:
-            self._lines = self._lines or PlainLines()
+            self._lines = self._lines or progress.PlainLines()
             line = self._lines.line_of(event)
-            for text in (line, held_out_line(event)):
-                if text:
-                    self._say(text)
+            columns = style.width if stderr.isatty() else progress.LINE_COLUMNS
+            for text in filter(None, (line, progress.held_out_line(event))):
+                for part in progress.broken_between_figures(text, columns):
+                    self._say(part)
             return
         if self._bar is None:
-            self._bar = LiveProgress(self.console)
+            self._bar = progress.LiveProgress(self.console)
         self._bar.show(event)
-        measured = held_out_line(event, min(LINE_COLUMNS, style.width))
+        measured = progress.held_out_line(event, min(progress.LINE_COLUMNS, style.width))
         if measured:
             self._say(measured)
 

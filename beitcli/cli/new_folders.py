@@ -25,7 +25,7 @@ def tell_new_folders(config: Any, on_event: OnEvent) -> None:
     for folder in dict.fromkeys(filter(None, map(_uppermost_missing, _outputs(config)))):
         from beitcli.engine.events import Note
 
-        on_event(Note(f"New folder: '{folder}'"))
+        on_event(Note(f"'{folder}' is not there yet: a new folder."))
 
 
 def _outputs(config: Any) -> Iterator[str]:

@@ -145,7 +145,8 @@ def _require(references: Iterable[str], look: Callable[[str], object]) -> None:
 def _look_for_model(reference: str) -> None:
     from beitcli.models.checkpoints.locate import locate
 
-    if not suggestion(reference.lower(), model_words()):
+    is_of_word = any(reference.startswith(word) for word in words())  # its tokenizer knows, once torch is imported
+    if not is_of_word and not suggestion(reference.lower(), model_words()):
         locate(reference)
 
 

@@ -229,6 +229,18 @@ def fitting(texts: Iterable[str], room: int) -> str:
     return line
 
 
+def broken_between_figures(line: str, columns: int) -> list[str]:
+    """Breaks a line that is wider than `columns` where two spaces part its figures; further lines are indented."""
+    first, *figures = line.split("  ")
+    lines = [first]
+    for figure in figures:
+        if len(lines[-1]) + 2 + len(figure) <= columns:
+            lines[-1] += f"  {figure}"
+        else:
+            lines.append(f"    {figure}")
+    return lines
+
+
 def duration(seconds: float) -> str:
     """Formats `0:07`, `12:33`, `3:12:33` or `4 d 03 h`."""
     whole = round(seconds)

@@ -1,7 +1,7 @@
 """Lines for a terminal, broken between words (stdlib only); what one would copy stays whole.
 
-Whole are paths and words, quoted names, and commands: in backticks, behind a colon to the end of the line, or within a
-sentence. A terminal wraps what is longer than itself, and copies it as one line.
+Whole are paths and words, quoted names, and commands: in backticks, behind a colon to the end of the line (without a
+comma or semicolon in it), or within a sentence. A terminal wraps what is longer than itself, and copies it as one line.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ _PREFIX = re.compile(r"(?:error|stopped|warning): ")
 _PROGRAMS = "beit|python3?|pip|hf|sudo|apt|apt-get|ulimit|find|torchrun"
 _ARGUMENT = r"--?[a-z][\w-]*(?: (?!-)[^\s,;]+)?|[A-Z]+\b|[^\s,;]*/[^\s,;]*"  # an option with its value, a path, DATA
 _WHOLE = re.compile(
-    rf"`[^`]*`|(?<!\w)'[^']*'(?!\w)|(?:(?<=: )|^ *)(?:{_PROGRAMS}) .*$|\bbeit [a-z]+(?:-[a-z]+)*(?: (?:{_ARGUMENT}))*"
+    rf"`[^`]*`|(?<!\w)'[^']*'(?!\w)"
+    rf"|(?<=: )(?:{_PROGRAMS}) [^,;`]*$|^ *(?:{_PROGRAMS}) .*$|\bbeit [a-z]+(?:-[a-z]+)*(?: (?:{_ARGUMENT}))*"
 )
 _KEPT = "\0"  # a space at which no line ends; no control character reaches a terminal
 

@@ -34,11 +34,13 @@ def require_folder_name(output: str | None, option: str = "-o") -> None:
     """
     if not output or output.endswith("/") or os.path.lexists(output):
         return
-    target = Path(output)
-    if target.suffix.lower() in _FILE_SUFFIXES:
+    folder = Path(output)
+    while folder.suffix.lower() in _FILE_SUFFIXES:
+        folder = folder.with_suffix("")
+    if folder != Path(output):
         raise UsageError(
             f"{option} '{output}' reads as one file, and a folder is needed.",
-            f"Give a folder, such as '{target.with_suffix('')}'; '{output}/' makes one of that very name.",
+            f"Give a folder, such as '{folder}'; '{output}/' makes one of that very name.",
         )
 
 

@@ -7,22 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from beitcli.config.attn_map import AttnMapConfig
 from beitcli.engine.attention_mapper import AttentionMapper, MappedImage
 from beitcli.engine.io.outputs import OutputFile
-from beitcli.engine.io.picture_outputs import MOST_ON_A_SHEET
-from beitcli.errors import UsageError
 from beitcli.pictures.attention import ACCENTS, add_colorbar, attention_panel, draw_heatmap, percent
 from beitcli.pictures.attention_figure import FigureRow, attention_figure
 from beitcli.pictures.attention_page import ExploredImage, Explorer, attention_page
 from beitcli.pictures.canvas import Panel
 from beitcli.pictures.drawing import DPI, as_pdf, as_pixels, as_svg
-from beitcli.pictures.panels import grid_of, mark_point, titled
+from beitcli.pictures.panels import WHITE, grid_of, mark_point, titled
 
 _AS_FIGURE = (".svg", ".pdf")
 _MARK = ACCENTS[0]
+_DPI_OF_A_SHEET = 150
 
 
 class AttentionFiles:
@@ -37,16 +36,12 @@ class AttentionFiles:
         self.config, self.mapper, self.outputs = config, mapper, outputs
         self.suffix = outputs[0].path.suffix.lower() if outputs else ""
         self.is_of_all = bool(outputs) and len(outputs or ()) > 1 and len({file.path for file in outputs or ()}) == 1
-        if self.is_of_all and len(outputs or ()) > MOST_ON_A_SHEET:
-            raise UsageError(
-                f"-o '{config.output}' is one file, and {len(outputs or ()):,} images are too many for it.",
-                f"Give a folder, or --limit {MOST_ON_A_SHEET}.",
-            )
         self.explorer: Explorer | None = None
         if self.suffix == ".html" and outputs:
             self.explorer = mapper.explorer(len(outputs) if self.is_of_all else 1)
         self._explored: list[ExploredImage] = []
         self._rows: list[FigureRow] = []
+        self._names: list[str] = []  # of the images in them
 
     def output(self, index: int) -> str | None:
         """Returns the path of an image's file; None without files."""
@@ -62,6 +57,7 @@ class AttentionFiles:
             self._explored.append(ExploredImage(path, picture, *stored, self._command(path)))
         elif self.config.figure or self.is_of_all or self.suffix in _AS_FIGURE:
             self._rows += _figure_rows(mapped)
+            self._names.append(Path(path).name or path)
         elif self.suffix == ".npy":
             self.outputs[index].write(lambda file: np.save(file, mapped.maps))
             return
@@ -98,7 +94,7 @@ class AttentionFiles:
             output.write(lambda file: file.write(page))
         else:
             self._write_figure(output, path)
-        self._explored, self._rows = [], []
+        self._explored, self._rows, self._names = [], [], []
 
     def _write_figure(self, output: OutputFile, path: str) -> None:
         names = self.mapper.names
@@ -109,9 +105,12 @@ class AttentionFiles:
             output.write(lambda file: file.write(as_svg(figure).encode()))
         elif self.suffix == ".pdf":
             output.write(lambda file: file.write(as_pdf(figure)))
-        else:
+        elif self.config.figure:
             picture = as_pixels(figure)
             output.write(lambda file: picture.save(file, format="PNG", dpi=(DPI, DPI)))
+        else:
+            margin = ImageOps.expand(as_pixels(figure, _DPI_OF_A_SHEET), 16, WHITE)
+            output.save_png(titled(margin, [", ".join(self._names), ", ".join(self._about())]))
 
     def _command(self, path: str) -> list[str]:
         """Returns the words of the command that draws this image's maps; IMAGE for one that is no file of its own."""

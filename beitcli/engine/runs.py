@@ -11,7 +11,7 @@ from beitcli.config.about import RUN_FACTS, RunsConfig
 from beitcli.engine.report.run_state import Run, read_run
 from beitcli.errors import DataError, UsageError
 
-_LESS_IS_BETTER = ("loss", "mae", "entropy")
+_LESS_IS_BETTER = ("loss", "mae", "entropy", "error")
 
 
 def list_runs(config: RunsConfig) -> list[Run]:

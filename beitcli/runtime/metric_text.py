@@ -14,6 +14,27 @@ _FORMATS = {"loss": ".4f", "accuracy": ".3f", "lr": ".2e", "weight": ".2e", "nor
             "compiled": ".0f"}  # fmt: skip
 _TOP = 5  # most likely classes, of `top5`
 _SHARES = {"top1", "top5", "accuracy", "share", "miou", "iou", "ap", "ap50", "ap75", "f1"}  # words of their names
+_ERROR = "_std_error"
+_COUNTS = ("images", "codes_used")
+_TITLES = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "miou": "mean IoU",
+    "ap_small": "AP, small objects",
+    "ap_medium": "AP, medium objects",
+    "ap_large": "AP, large objects",
+    "lr": "learning rate",
+    "mae": "mean absolute error",
+    "mae_normalized": "mean absolute error of pixels in [-1, 1]",
+    "cosine": "cosine to the teacher's features",
+    "commonest_share": "share of the most frequent code",
+    "data_wait_share": "share of the time waiting for data",
+    "images_per_second": "images per second",
+    "baseline_accuracy": "accuracy of always the most frequent token",
+    "baseline_loss": "loss of always the mean colour",
+    "unigram_entropy": "entropy of the tokens",
+}
+_TITLE_WORDS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "iou": "IoU", "psnr": "PSNR", "f1": "F1"}
 _STATE = {"lr", "norm", "weight", "temperature"}  # state of training: neither a loss nor a metric
 _WHERE_IT_MATTERS: dict[str, Callable[[float], bool]] = {
     "skipped_steps": lambda steps: steps > 0,
@@ -142,7 +163,10 @@ def seconds_text(seconds: float) -> str:
 
 
 def metric_label(name: str, *, on_training: bool = False) -> str:
-    """Returns `held-out top1` for `held_out_top1`, or `training-image top1` if the measured images are of training."""
+    """Returns `held-out top1` for `held_out_top1`, or `training-image top1` if the measured images are of training.
+
+    It stands on a line of figures, where there is little room; `metric_title` is for all else.
+    """
     return name.replace(HELD_OUT, f"{_kind(on_training=on_training)} ").replace("_", " ")
 
 
@@ -150,8 +174,31 @@ def _kind(*, on_training: bool) -> str:
     return "training-image" if on_training else "held-out"
 
 
+def metric_title(name: str) -> str:
+    """Returns what a metric is called in headings, tables and cards: `top-1 accuracy`, `mean IoU`, `mask AP50`."""
+    held_out, own = name.startswith(HELD_OUT), name.removeprefix(HELD_OUT)
+    if own.endswith(_ERROR):
+        title = f"standard error of the {metric_title(own.removesuffix(_ERROR))}"
+    elif own.startswith("probe_"):
+        title = f"{metric_title(own.removeprefix('probe_'))} of the probe"
+    else:
+        kind, _, of = own.partition("/")
+        title = _TITLES.get(kind) or " ".join(_TITLE_WORDS.get(word, word) for word in kind.split("_"))
+        title += f", {of}" if of else ""
+    return f"held-out {title}" if held_out else title
+
+
+def figure_text(name: str, value: float) -> str:
+    """Formats a figure for a page or a table: a share as a percentage, a count in full, else as `metric_value`."""
+    if is_share(name):
+        return percent(value)
+    return f"{round(value):,}" if name in _COUNTS else metric_value(name, value)
+
+
 def metric_value(name: str, value: float) -> str:
     """Formats a value with the digits of its kind; else with about four significant digits, and integers in full."""
+    if name.endswith(_ERROR):
+        return f"{value:.2g}"
     words = name.split("_")
     number_format = next((form for word, form in _FORMATS.items() if word in words), None)
     if number_format:

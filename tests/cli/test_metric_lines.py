@@ -146,6 +146,16 @@ def test_lines_of_a_log_are_no_wider_than_150_columns_and_hold_the_key_figures()
         assert 120 < len(text) <= 150
 
 
+def test_a_terminal_without_a_cursor_breaks_a_line_between_figures() -> None:
+    line = "pretrain: step 12/32, train: masked accuracy 42.0% = 1.1 x guessing  loss 5.00, 3.12 above entropy 1.88  "
+    parts = output.broken_between_figures(f"{line}1,934 images/s, data 3%", 80)
+    assert parts == [
+        "pretrain: step 12/32, train: masked accuracy 42.0% = 1.1 x guessing",
+        "    loss 5.00, 3.12 above entropy 1.88  1,934 images/s, data 3%",
+    ]
+    assert output.broken_between_figures(line, 150) == [line]
+
+
 def test_the_live_line_labels_figures_of_training_where_held_out_ones_follow() -> None:
     metrics = {"loss": 0.5, "held_out_top1": 0.75}
     assert output._live_figures(metrics) == ["train: loss 0.5000", "held-out top1 0.7500"]

@@ -21,19 +21,19 @@ def image(tmp_path: Path, picture: Callable, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def notes(err: str) -> list[str]:
-    return [line for line in err.splitlines() if line.startswith("New folder")]
+    return [line for line in err.splitlines() if line.endswith("a new folder.")]
 
 
 @pytest.mark.parametrize(
     ("output", "told"),
     [
-        ("new/x.png", ["New folder: 'new'"]),
-        ("new/deep/x.png", ["New folder: 'new'"]),
-        ("there/new/x.png", ["New folder: 'there/new'"]),
+        ("new/x.png", ["'new' is not there yet: a new folder."]),
+        ("new/deep/x.png", ["'new' is not there yet: a new folder."]),
+        ("there/new/x.png", ["'there/new' is not there yet: a new folder."]),
         ("x.png", []),
         ("there/x.png", []),
         ("new/", []),  # is what was asked for
-        ("new/deep/", ["New folder: 'new'"]),
+        ("new/deep/", ["'new' is not there yet: a new folder."]),
     ],
 )
 def test_a_folder_above_an_output_is_told(beit: Callable, image: str, output: str, told: list[str]) -> None:
@@ -64,12 +64,14 @@ def test_every_command_tells_it_once(beit: Callable, image: str, pretrained_run:
     words = {"IMAGE": image, "RUN": str(pretrained_run)}
     ended = beit(*(words.get(word, word) for word in argv))
     assert ended.code == 0, ended.err
-    assert notes(ended.err) == ["New folder: 'new'"]
+    assert notes(ended.err) == ["'new' is not there yet: a new folder."]
     assert Path("new").is_dir()
 
 
 @pytest.mark.parametrize(
-    ("out", "told"), [("runs/mine", []), ("rusn/mine", ["New folder: 'rusn'"]), ("mine", []), (None, [])], ids=str
+    ("out", "told"),
+    [("runs/mine", []), ("rusn/mine", ["'rusn' is not there yet: a new folder."]), ("mine", []), (None, [])],
+    ids=str,
 )
 def test_of_runs_every_folder_but_the_usual_one_is_told(image: str, out: str | None, told: list[str]) -> None:
     events: list[Event] = []

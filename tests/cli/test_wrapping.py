@@ -33,6 +33,16 @@ def test_lines_break_between_words_and_hang() -> None:
     assert wrapped("", 40) == ""
 
 
+def test_a_sentence_that_begins_with_a_command_is_a_sentence() -> None:
+    text = "Train another one first: beit train-tokenizer, until beit tokenize --stats says that it suits."
+    assert wrapped(text, 40).split("\n") == [
+        "Train another one first:",
+        "  beit train-tokenizer, until",
+        "  beit tokenize --stats says that it",
+        "  suits.",
+    ]
+
+
 @pytest.mark.parametrize(
     "whole",
     [

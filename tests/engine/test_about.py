@@ -11,6 +11,7 @@ from importlib import metadata
 
 import pytest
 
+from beitcli.cli.console import CommandConsole
 from beitcli.config.about import RecipesConfig
 from beitcli.config.resolve import RECIPES, recipe_names
 from beitcli.engine.recipes import list_recipes
@@ -109,6 +110,25 @@ def test_a_run_that_was_stopped_in_its_tokenizer_is_stopped(beit, folder_of_runs
     shutil.copytree(tokenizer_run, interrupted / "tokenizer")
     (found,) = (each for each in beit("runs", folder_of_runs, "--json").lines[0] if each["run"] == str(interrupted))
     assert (found["state"], found["step"], found["tokenizer_step"]) == ("stopped", 0, 4)
+
+
+def test_runs_writes_a_share_as_a_percentage_however_they_are_sorted(beit, tmp_path, monkeypatch):
+    as_on_a_terminal = property(lambda console: console.as_json)
+    monkeypatch.setattr(CommandConsole, "wants_json", as_on_a_terminal)
+    monkeypatch.setenv("COLUMNS", "200")
+    run = tmp_path / "runs" / "a"
+    run.mkdir(parents=True)
+    (run / "config.toml").write_text('command = "pretrain"\nrecipe = "tiny"\n')
+    figures = {"masked_accuracy": 0.084, "baseline_accuracy": 0.008, "masked_accuracy_std_error": 0.00291, "miou": 0.3}
+    line = {"step": 4} | {f"held_out_{name}": value for name, value in figures.items()}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    told = {sort: beit("runs", run.parent, "--sort", sort).out for sort in ("when", *figures)}
+    assert "masked accuracy 8.4% = 10.5 x guessing" in told["when"]
+    assert "masked accuracy 8.4%" in told["masked_accuracy"]
+    assert "standard error of the masked accuracy 0.0029" in told["masked_accuracy_std_error"]
+    assert "mean IoU 30.0%" in told["miou"]
+    (found,) = beit("runs", run.parent, "--sort", "miou", "--json").lines[0]
+    assert found["figures"] == figures
 
 
 def test_runs_sorts_by_a_figure_with_those_that_lack_it_behind(beit, folder_of_runs):

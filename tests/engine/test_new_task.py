@@ -68,7 +68,7 @@ def test_a_new_task_s_backbone_starts_another(site, brightness_run, tmp_path):
         "--limit", 40, "--workers", 0, "--out", tmp_path / "run",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    assert "(beit photometer)" in ended.stderr
+    assert "(a photometer, format beit)" in ended.stderr
     assert "gauge.weight" in ended.stderr
 
 

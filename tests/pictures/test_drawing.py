@@ -40,6 +40,16 @@ def test_svg_is_xml_with_text_as_text():
     assert image.get("href").startswith("data:image/jpeg;base64,")
 
 
+def test_colours_and_edges_of_pictures_survive_in_a_pdf():
+    """Chroma subsampling, or a low quality, would mix the columns."""
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:, ::2], pixels[:, 1::2] = (220, 30, 30), (30, 30, 220)
+    file = as_pdf(Drawing((16, 16), [Picture(Image.fromarray(pixels), (0, 0, 16, 16))], "t"))
+    start = file.index(b"\xff\xd8")
+    decoded = np.asarray(Image.open(BytesIO(file[start : file.index(b"\nendstream", start)]))).astype(int)
+    assert np.abs(decoded - pixels).max() <= 20
+
+
 def test_pdf_has_offsets_that_lead_to_its_objects_and_text_as_text():
     file = as_pdf(DRAWING)
     start = int(re.search(rb"startxref\n(\d+)", file)[1])

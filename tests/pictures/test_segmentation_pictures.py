@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from beitcli.pictures.palette import VOID, class_colours, from_oklab, to_oklab
+from beitcli.pictures.palette import VOID, class_colours, from_oklab, seen_by_the_colour_blind, to_oklab
 from beitcli.pictures.segmentation import edges, indexed, overlay
 
 
@@ -19,9 +19,30 @@ def test_class_colours_differ_and_the_first_ones_most():
     assert class_colours().shape == (256, 3)
     assert len(np.unique(class_colours(), axis=0)) == 256
     assert class_colours()[255].tolist() == list(VOID)
-    assert closest(12) > 0.15
+    assert closest(12) > 0.14
     assert closest(20) > 0.12
     assert closest(150) > 0.05
+
+
+def test_neighbouring_classes_differ_and_for_the_colour_blind_too():
+    lab = to_oklab(class_colours()[:20])
+    assert np.linalg.norm(lab[1:] - lab[:-1], axis=1).min() > 0.15
+    colour = lab[:12, 1:]  # without lightness, which an overlay takes from the photograph
+    apart = np.linalg.norm(colour[:, None] - colour[None], axis=-1)
+    assert apart[np.triu_indices(12, 1)].min() > 0.05
+    assert apart[np.arange(11), np.arange(1, 12)].min() > 0.1
+    for seen in seen_by_the_colour_blind(class_colours()[:20]):
+        assert np.linalg.norm(seen[1:] - seen[:-1], axis=1).min() > 0.08
+        between = np.linalg.norm(seen[:12, None] - seen[None, :12], axis=-1)
+        assert between[np.triu_indices(12, 1)].min() > 0.06
+
+
+def test_the_green_blind_see_red_and_green_alike_and_greys_as_they_are():
+    red_and_green = np.array([[200, 90, 60], [120, 130, 60]])
+    most, (_, green_blind) = to_oklab(red_and_green), seen_by_the_colour_blind(red_and_green)
+    assert np.linalg.norm(green_blind[0] - green_blind[1]) < 0.35 * np.linalg.norm(most[0] - most[1])
+    grey = np.array([120, 120, 120])
+    np.testing.assert_allclose(seen_by_the_colour_blind(grey), np.stack([to_oklab(grey)] * 2), atol=1e-4)
 
 
 def test_oklab_of_known_colours_and_back():

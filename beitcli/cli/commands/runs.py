@@ -8,7 +8,7 @@ from dataclasses import asdict
 from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
 from beitcli.config.about import KEY_FIGURES, RunsConfig
-from beitcli.runtime.metric_text import counted, key_figures
+from beitcli.runtime.metric_text import counted, figure_text, key_figures, metric_title
 from beitcli.runtime.storage.safe_json import dump_json
 
 
@@ -26,7 +26,7 @@ def _run(config: RunsConfig, console: CommandConsole) -> None:
         if against_guessing and config.sort not in run.figures:
             return against_guessing[0] + measured(run)
         name = next((name for name in (config.sort, *KEY_FIGURES) if name in run.figures), "")
-        return f"{name.replace('_', ' ')} {run.figures[name]:.4g}{measured(run)}" if name else ""
+        return f"{metric_title(name)} {figure_text(name, run.figures[name])}{measured(run)}" if name else ""
 
     runs = list_runs(config)
     if console.wants_json:

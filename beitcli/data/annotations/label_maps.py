@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,11 @@ class LabelMapping:
     def to_values(self, labels: np.ndarray) -> np.ndarray:
         """Inverse of `to_labels`, for classes only: (H, W) uint8 to the values of a mask file."""
         return labels + np.uint8(self.reduce_zero_label)
+
+    def names_of_values(self, classes: Sequence[str]) -> dict[int, str]:
+        """Returns the names of the classes by their values in mask files, in the order of the classes."""
+        values = self.to_values(np.arange(len(classes), dtype=np.uint8)).tolist()
+        return dict(zip(values, classes, strict=True))
 
     @property
     def _table(self) -> np.ndarray:

@@ -128,11 +128,14 @@ class Diagnosis:
         return dropped
 
 
-def diagnose(data: str, parts: dict[str, Source], collected: Collected, left_aside: list[str]) -> Diagnosis:
+def diagnose(
+    data: str, parts: dict[str, Source], collected: Collected, left_aside: list[str], to_train_on: int = 0
+) -> Diagnosis:
     """Draws the conclusions of a pass.
 
     Args:
         parts: Sources by the name of their split; the pass was over all of them in this order.
+        to_train_on: Images that a training would take, those beyond a `--limit` too; 0 if it would take others.
     """
     names = list(parts)
     starts = np.cumsum([0, *(len(part) for part in parts.values())])
@@ -142,7 +145,7 @@ def diagnose(data: str, parts: dict[str, Source], collected: Collected, left_asi
     diagnosis = Diagnosis(_nothing(data), collected, copies, names, starts, image_of)
     findings = [*_of_images(collected, image_of, paths), *_of_copies(diagnosis, paths), *_of_classes(parts)]
     findings += _of_conflicts(diagnosis, paths)
-    findings += _of_trainings(len(next(iter(parts.values()))))
+    findings += _of_trainings(to_train_on)
     readable = int(collected.signatures.readable.sum())
     groups = [
         CopyGroup(
@@ -239,14 +242,14 @@ def _of_copies(diagnosis: Diagnosis, paths: Callable[[int], str]) -> Iterator[Da
 
 
 def _of_conflicts(diagnosis: Diagnosis, paths: Paths) -> Iterator[DataFinding]:
-    found = label_conflicts(diagnosis.copies, paths.place)
+    found = label_conflicts(diagnosis.copies, diagnosis.collected.signatures.pixels, paths.place)
     if found:
         examples = [
             {"path": paths(index), "why": f"'{name}', and '{other}' as {paths(first)}"}
             for index, first, name, other in found[:MOST_EXAMPLES]
         ]
         what = f"{counted(len(found), 'image')} {_are(len(found))} a copy of one of another class."
-        way_out = "One of the two labels is wrong, and a list has the first: remove the wrong ones before."
+        way_out = "One of the two labels is wrong: remove that file, before a list (-o good.tsv) takes one of them."
         yield DataFinding("label-conflict", "warning", len(found), what, way_out, examples)
 
 
@@ -276,8 +279,10 @@ def _of_trainings(images: int) -> Iterator[DataFinding]:
     """Yields what `pretrain`, and the tokenizer that it may train before, would say of so many images.
 
     Args:
-        images: Of the split to train on.
+        images: Of the split to train on; of 0 nothing is said.
     """
+    if not images:
+        return
     learned = images - held_out_images(images, PretrainConfig.holdout)
     for command, what in (("pretrain", "To pretrain on"), ("train-tokenizer", "For a tokenizer")):
         told = [*one_image_findings(command, images)] or [*few_findings(command, learned)]

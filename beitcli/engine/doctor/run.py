@@ -31,7 +31,7 @@ from beitcli.errors import UsageError
 from beitcli.runtime.metric_text import counted
 
 _TELL_EVERY = 16  # images
-_ALL, _VAL = "all", "val"
+_ALL, _TRAIN, _VAL = "all", "train", "val"
 
 
 def doctor(config: DoctorConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None) -> DoctorReport:
@@ -49,7 +49,8 @@ def doctor(config: DoctorConfig, on_event: OnEvent = ignore, stdin: BinaryIO | N
             asides.append(event.message)
         on_event(event)
 
-    parts = _opened(config, listen, stdin)
+    whole = _opened(config, listen, stdin)
+    parts = {name: _limited(each, config) for name, each in whole.items()}
     source: Source = next(iter(parts.values())) if len(parts) == 1 else Concat(list(parts.values()))
     source.intensity = parse_intensity(config.intensity_range)
     inputs = ProtectedInputs(config, source)
@@ -62,7 +63,8 @@ def doctor(config: DoctorConfig, on_event: OnEvent = ignore, stdin: BinaryIO | N
         collected.add(image)
         if image.index % _TELL_EVERY == _TELL_EVERY - 1 or image.index + 1 == len(source):
             on_event(Progress("examining", image.index + 1, len(source), "image"))
-    diagnosis = diagnose(" ".join(config.data), parts, collected, asides)
+    to_train_on = len(next(iter(whole.values()))) if next(iter(whole)) in (_ALL, _TRAIN) else 0
+    diagnosis = diagnose(" ".join(config.data), parts, collected, asides, to_train_on)
     for output in map(Path, config.output):
         _write(output, config, parts, diagnosis, on_event)
     return diagnosis.report
@@ -76,10 +78,10 @@ def _require_format(outputs: tuple[str, ...]) -> None:
 
 
 def _opened(config: DoctorConfig, on_event: OnEvent, stdin: BinaryIO | None) -> dict[str, Source]:
-    """Opens DATA and returns its splits by name; `--val` comes last."""
+    """Opens DATA and returns its splits by name, whole; `--val` comes last."""
     told = openings(on_event)
     request = Request.of(config, stdin=stdin, on_progress=told, tells_splits=False, reports_missing=True)
-    parts = {name or _ALL: _limited(each, config) for name, each in open_every_split(config.data, request).items()}
+    parts = {name or _ALL: each for name, each in open_every_split(config.data, request).items()}
     if config.val is not None:
         if _VAL in parts or "validation" in parts:
             raise UsageError(
@@ -87,7 +89,7 @@ def _opened(config: DoctorConfig, on_event: OnEvent, stdin: BinaryIO | None) -> 
                 "Leave --val out, or give --split train.",
             )
         val = open_data([config.val], replace(request, split=None, role="eval"))
-        parts = {config.split or "train": next(iter(parts.values())), _VAL: _limited(val, config)}
+        parts = {config.split or _TRAIN: next(iter(parts.values())), _VAL: val}
     return parts
 
 

@@ -28,6 +28,7 @@ from beitcli.runtime.storage.own_files import atomic_write, remove_orphans
 if TYPE_CHECKING:
     import torch
 
+MOST_IN_ONE = 100  # images of one picture or page
 PICTURES: dict[str, tuple[str, dict[str, Any]]] = {  # Pillow's format and settings by suffix; the first is the default
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 92, "subsampling": 0}),
@@ -122,13 +123,19 @@ def output_files(
             a folder.
 
     Raises:
-        UsageError: Unknown format, a file where a folder is needed, or a file exists already or is an input.
+        UsageError: Unknown format, more images than one file can show, a file where a folder is needed, or a file
+            exists already or is an input.
         StorageError: The folder cannot be created.
     """
     require_known_format(output, formats)
     target = Path(output)
     has_format, is_special, is_folder = target.suffix.lower() in formats, is_stream(target), _is_folder(output)
     together = target.suffix.lower() in of_all and not is_folder
+    if together and len(source) > MOST_IN_ONE:
+        raise UsageError(
+            f"-o '{output}' is one file, and {len(source):,} images are too many for it.",
+            f"Give a folder, or --limit {MOST_IN_ONE}.",
+        )
     several = len(source) > 1 and not together
     if several and is_special:
         raise UsageError(f"-o '{output}' takes one file, but {len(source):,} images are given.", "Give -o DIR.")

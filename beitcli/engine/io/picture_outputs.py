@@ -10,6 +10,7 @@ from pathlib import Path
 from beitcli.config.output_formats import is_one_picture, unknown_format
 from beitcli.data.sources.base import Source
 from beitcli.engine.io.outputs import (
+    MOST_IN_ONE,
     PICTURES,
     OutputFile,
     is_stream,
@@ -20,8 +21,6 @@ from beitcli.engine.io.outputs import (
 )
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.errors import UsageError
-
-MOST_ON_A_SHEET = 100  # images
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,10 @@ def picture_outputs(
     if not (len(source) > 1 and is_one_picture(output)) or is_stream(target):
         files = output_files(output, source, tuple(PICTURES), inputs, overwrite=overwrite, makes=makes)
         return PictureOutputs(files, False)
-    if len(source) > MOST_ON_A_SHEET:
+    if len(source) > MOST_IN_ONE:
         raise UsageError(
             f"{option} '{output}' is one picture, and {len(source):,} images are too many for it.",
-            f"Give a folder for a picture each, or --limit {MOST_ON_A_SHEET}.",
+            f"Give a folder for a picture each, or --limit {MOST_IN_ONE}.",
         )
     file = picture_file(output, option, inputs, overwrite=overwrite, makes=makes)
     return PictureOutputs([file] * len(source), True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -12,10 +13,15 @@ from beitcli.engine.report.run_state import finite_numbers, is_step
 MATRIX = 30  # classes at most in a whole confusion matrix
 _PAIRS = 20
 _PREFIXES = {"iou/": "IoU", "ap/": "AP"}
+_COLOUR = re.compile("#[0-9a-f]{6}")
 _PICTURE = "data:image/jpeg;base64,"  # that a run writes; any other is left out
 _TEXTS = ("class", "predicted")  # what may be told of one of the worst images
-_SHARES = ("probability", "pixel_accuracy")
+_SHARES = ("probability", "pixel_accuracy", "confused")
 _COUNTS = ("objects", "hits", "wrong")
+_BY_CONFUSION = (
+    "Of the images whose most frequent confusion is the same, the one with the fewest right pixels comes first; "
+    "then the second of each, and so on."
+)
 
 
 def class_tables(record: RunRecord) -> dict[str, Any]:
@@ -95,13 +101,37 @@ def _segmented(evaluation: dict[str, Any]) -> dict[str, Any]:
         if labelled[number] + predicted[number]
     ]
     pairs = [(int(t), int(p), int(count)) for t, p, count in evaluation["confusion"]]
+    worst = _worst(evaluation)
+    by_confusion = any("confused" in each for each in worst)  # of this version
     return {
         "metric": "IoU",
         "rows": sorted(rows, key=lambda row: (row["value"], row["class"])),
+        "matrix": _pixel_matrix(classes, evaluation.get("matrix")),
         "pairs": [[classes[t], classes[p], count, labelled[t]] for t, p, count in pairs[:_PAIRS]],
-        "worst": _worst(evaluation),
+        "worst": worst,
+        **({"worst_note": _BY_CONFUSION, "legend": _legend(evaluation.get("legend"))} if by_confusion else {}),
         "commonest": max(labelled) / pixels,
     }
+
+
+def _pixel_matrix(classes: list[str], found: Any) -> dict[str, Any] | None:
+    """Returns the matrix of pixels, of which a page shows the shares of each row; None without one."""
+    if found is None or len(classes) > MATRIX:
+        return None
+    counts = [[int(count) for count in row] for row in found]
+    if [len(row) for row in counts] != [len(classes)] * len(classes) or min(map(min, counts), default=0) < 0:
+        raise ValueError("not a row and a column for each class")
+    return {"classes": classes, "counts": counts, "of": "pixels"}
+
+
+def _legend(found: Any) -> list[dict[str, Any]]:
+    """Returns the classes in the pictures with their colours, None where it is not `#rrggbb`."""
+    keys = []
+    for each in found if isinstance(found, list) else ():
+        colour = each["colour"]
+        known = colour if isinstance(colour, str) and _COLOUR.fullmatch(colour) else None
+        keys.append({"class": str(each["class"]), "colour": known, "hatched": each.get("hatched") is True})
+    return keys
 
 
 def _detected(evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +167,7 @@ def _worst(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
         if not isinstance(each, dict) or not _is_picture(each.get("picture")) or not isinstance(each.get("path"), str):
             continue
         facts = {name: each[name] for name in ("path", "picture")}
-        facts |= {name: each[name] for name in ("labelled",) if _is_picture(each.get(name))}
+        facts |= {name: each[name] for name in ("labelled", "image") if _is_picture(each.get(name))}
         facts |= {name: each[name] for name in _TEXTS if isinstance(each.get(name), str)}
         facts |= {name: value for name, value in finite_numbers(each).items() if name in _SHARES and 0 <= value <= 1}
         facts |= {name: each[name] for name in _COUNTS if is_step(each.get(name))}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from beitcli.engine.report.classes import class_tables
-from beitcli.engine.report.intervals import share_interval
+from beitcli.engine.report.intervals import interval_of
 from beitcli.engine.report.next_steps import next_commands, note_of, tokenizer_commands
 from beitcli.engine.report.record import RunRecord
 from beitcli.engine.report.run_state import is_step, newest_folder
@@ -15,11 +15,12 @@ from beitcli.escaping import shell_line
 from beitcli.runtime.metric_text import (
     HELD_OUT,
     counted,
+    figure_text,
     is_idle,
     is_share,
     measured_images,
     metric_label,
-    metric_value,
+    metric_title,
     percent,
 )
 
@@ -41,8 +42,6 @@ _KEY = (
     "mean_ap", "micro_f1", "miou", "pixel_accuracy", "mean_accuracy", "ap", "ap50", "ap75", "ap_small", "ap_medium",
     "ap_large", "mask_ap", "psnr", "mae", "cosine", "codes_used", "perplexity", "commonest_share", "images",
 )  # fmt: skip
-_COUNTS = ("images", "codes_used")
-_OF_IMAGES = ("top1", "top5")  # shares of the images, each of which is right or wrong
 _MEASURED = ("patches", "tokens")
 
 
@@ -109,24 +108,24 @@ def _figures(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _figure_of(name: str, value: float, images: int) -> dict[str, Any]:
-    figure: dict[str, Any] = {"name": _label(name), "title": _label(name), "text": _figure(name, value), "value": value}
+    figure: dict[str, Any] = {"name": _label(name), "title": _title(name)}
+    figure |= {"text": figure_text(name, value), "value": value}
     if images and is_share(name):
         figure["images"] = images
         figure["title"] += f" of {counted(images, 'image')}"
-        if name in _OF_IMAGES:
-            figure["interval"] = low, high = share_interval(value, images)
-            figure["title"] += f" (95%: {percent(low)} to {percent(high)})"
+        if (interval := interval_of(name, {name: value, "images": images})) is not None:
+            figure["interval"] = interval
+            figure["title"] += " (95%: {} to {})".format(*map(percent, interval))
     return figure
 
 
 def _label(name: str) -> str:
+    """Returns the name of a figure in the JSON document, which stays what it is."""
     return _ENTROPY if name == "unigram_entropy" else metric_label(name)
 
 
-def _figure(name: str, value: float) -> str:
-    if is_share(name):
-        return percent(value)
-    return f"{round(value):,}" if name in _COUNTS else metric_value(name, value)
+def _title(name: str) -> str:
+    return _ENTROPY if name == "unigram_entropy" else metric_title(name)
 
 
 def _facts(record: RunRecord, last: dict[str, float]) -> dict[str, str]:
@@ -192,7 +191,7 @@ def charts_of(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     for name in names:
         series = [line for number, record in enumerate(records) for line in _lines(number, record, name)]
         if any(len(line["points"]) > 1 for line in series) or name in _FIRST:
-            chart = {"name": name, "title": metric_label(name), "key": name in _FIRST, "share": is_share(name)}
+            chart = {"name": name, "title": metric_title(name), "key": name in _FIRST, "share": is_share(name)}
             charts.append(chart | {"series": series})
     return charts
 
@@ -211,12 +210,22 @@ def _lines(number: int, record: RunRecord, name: str) -> Iterable[dict[str, Any]
     for key, role, label in curves:
         points = [(int(row["step"]), row[key]) for row in record.rows if key and key in row]
         if points:
-            yield {"run": number, "role": role, "label": label, "points": thinned(points)}
+            drawn = thinned(points)
+            line: dict[str, Any] = {"run": number, "role": role, "label": label, "points": drawn}
+            if role == "held-out" and (spans := _spans(record, name, {int(step) for step, _ in drawn})):
+                line["spans"] = spans
+            yield line
     steps = [step for step, metrics in record.measurings if name in metrics]
     guess = fixed_guess(record.measured, name) if steps else 0.0
     if guess:
         ends = thinned([(step, guess) for step in dict.fromkeys((steps[0], steps[-1]))])
         yield {"run": number, "role": "baseline", "label": _COMMONEST_CLASS, "points": ends}
+
+
+def _spans(record: RunRecord, name: str, steps: set[int]) -> list[list[float]]:
+    """Returns [step, lowest, highest] of 95% of a metric at the steps where it has an interval."""
+    found = [(step, interval_of(name, own)) for step, own in record.measurings if step in steps and name in own]
+    return [[step, *(float(f"{end:.6g}") for end in ends)] for step, ends in found if ends is not None]
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> list[list[float]]:

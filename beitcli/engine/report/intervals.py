@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 NORMAL_95 = 1.959963984540054  # of a normal distribution, for 95%
 # Student's quantiles for 1 to 10 degrees of freedom.
@@ -25,6 +25,21 @@ def student_95(freedom: int) -> float:
 def share_interval(share: float, of: int) -> tuple[float, float]:
     """Returns Wilson's interval of 95% of a share of `of` images."""
     return wilson(round(share * of), of)
+
+
+def interval_of(name: str, measured: Mapping[str, float]) -> tuple[float, float] | None:
+    """Returns the interval of 95% of a metric of held-out images; None if it has none, as mean IoU and AP.
+
+    Args:
+        measured: Metrics of one measuring: a standard error over images (`NAME_std_error`), or the number of images.
+    """
+    value, error = measured[name], measured.get(f"{name}_std_error")
+    if error is not None:
+        images = int(measured.get("measured_images", 0))
+        half = abs(error) * (student_95(images - 1) if images else NORMAL_95)
+        return max(0.0, value - half), min(1.0, value + half)
+    images = int(measured.get("images", 0))
+    return share_interval(value, images) if name in ("top1", "top5") and images > 0 and 0 <= value <= 1 else None
 
 
 def commonest_share(labels: Iterable[float]) -> float:

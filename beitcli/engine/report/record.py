@@ -90,6 +90,7 @@ class RunRecord:
         """What the verdict rests on."""
         labelled: dict[int, int] = {}
         classes = self.evaluation.get("classes")
+        classes = classes if isinstance(classes, list) else None
         with suppress(KeyError, TypeError, ValueError, OverflowError):
             for label, _, count in self.evaluation["confusion"] if "labelled" not in self.evaluation else ():
                 labelled[int(label)] = labelled.get(int(label), 0) + int(count)
@@ -99,9 +100,10 @@ class RunRecord:
             command=self.command,
             measurings=self.measurings,
             vocab_size=self.vocab_size,
-            classes=len(classes) if isinstance(classes, list) else len(self.class_names),
+            classes=len(self.class_names if classes is None else classes),
             commonest=max(labelled.values(), default=0) / max(1, sum(labelled.values())),
             labelled=sum(count > 0 for count in labelled.values()),
+            absent=frozenset(str(each) for n, each in enumerate(classes or ()) if labelled and not labelled.get(n)),
             on_training=self.on_training,
         )
 

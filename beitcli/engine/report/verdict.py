@@ -51,11 +51,13 @@ class Verdict:
 
     Attributes:
         needs_tokenizer: Whether the way out is another tokenizer.
+        beats_guessing: False where a fixed guess is not shown to be worse.
     """
 
     grade: Grade
     text: str
     needs_tokenizer: bool = False
+    beats_guessing: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Measured:
         classes: Classes of a finetuned model; 0 if unknown.
         commonest: Share of the most frequent class among the images, or pixels, that were measured; 0 if unknown.
         labelled: Classes that occur among their labels; 0 if unknown.
+        absent: Names of classes that do not.
         tokenizer: That of the tokenizer which a pretraining trained for itself; None without one.
         on_training: Whether the measured images are training images, too few to hold any out.
     """
@@ -79,6 +82,7 @@ class Measured:
     classes: int = 0
     commonest: float = 0.0
     labelled: int = 0
+    absent: frozenset[str] = frozenset()
     tokenizer: Measured | None = None
     on_training: bool = False
 
@@ -236,10 +240,12 @@ def _finetuned(last: Mapping[str, float], measured: Measured) -> Verdict:
         figures = f"{percent(last['top1'])} of {images:,} images right (95%: {percent(low)} to {percent(high)}); "
         figures += f"always guessing the {what}: {percent(guess)}"
         if images and low <= guess:
-            return Verdict("early", f"It is not shown to be better than a fixed guess: {figures}.{_few(images)}")
+            text = f"It is not shown to be better than a fixed guess: {figures}.{_few(images)}"
+            return Verdict("early", text, beats_guessing=False)
         trend = _trend(measured.measurings, "top1", rising=True)
         if last["top1"] - guess < _LITTLE * (1 - guess):
-            return Verdict("early", f"It has begun to tell the classes apart: {figures}.{trend}{_few(images)}")
+            text = f"It has begun to tell the classes apart: {figures}.{trend or f' {_LONGER}'}{_few(images)}"
+            return Verdict("early", text)
         return Verdict("good", f"It tells the classes apart: {figures}.{trend}{_few(images)}")
     for name, words in (("miou", "mean IoU"), ("ap", "AP"), ("mean_ap", "mAP")):
         if name in last:
@@ -260,15 +266,18 @@ def _by_metric(last: Mapping[str, float], measured: Measured, name: str, words: 
         guess = known or 1 / (measured.labelled or measured.classes) ** 2
         what = "most frequent class" if known else "same class, were all as common"
         figures += f"; always guessing the {what}: {percent(guess)}"
-    by_class = [score for name, score in last.items() if name.startswith(("iou/", "ap/"))]
+    of_class = {name.partition("/")[2]: score for name, score in last.items() if name.startswith(("iou/", "ap/"))}
+    by_class = [score for name, score in of_class.items() if name not in measured.absent]
     if missed := sum(score < _NOT_FOUND for score in by_class):
         figures += f"; {missed:,} of {len(by_class):,} classes not found at all"
     if value <= max(guess, _NOT_FOUND):
-        return Verdict("early", f"It has learnt nothing yet: {figures}. Train longer, or on more images.{_few(images)}")
+        text = f"It has learnt nothing yet: {figures}. {_LONGER}{_few(images)}"
+        return Verdict("early", text, beats_guessing=False)
     trend = _trend(measured.measurings, name, rising=True)
     little = value < _LITTLE_AP if name == "ap" else value - guess < _LITTLE * (1 - guess) or 2 * missed > len(by_class)
     if little:
-        return Verdict("early", f"It has learnt little yet: {figures}.{trend}{_few(images)}")
+        text = f"It has learnt little yet: {figures}.{trend or f' {_LONGER}'}{_few(images)}"
+        return Verdict("early", text)
     return Verdict("good", f"It has learnt: {figures}.{trend}{_few(images)}")
 
 

@@ -60,7 +60,7 @@ def predictions(
     Without `config.output` nothing is written, and a document has the `mask`, (H, W) uint8 as it would be in the file.
     """
     how, rule, names = windows_of(config, checkpoint, model), label_mapping_of(checkpoint), checkpoint.classes
-    by_value = dict(zip(rule.to_values(np.arange(len(names), dtype=np.uint8)).tolist(), names, strict=True))
+    by_value = rule.names_of_values(names)
     files = None if config.output is None else _MaskFiles(config, source, Path(config.output), by_value)
     transform = SegmentationEvalTransform(short_side=how.short_side, scales=how.scales, least=how.least)
 

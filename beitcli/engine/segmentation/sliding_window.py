@@ -19,6 +19,7 @@ from beitcli.data.transforms.base import normalize
 from beitcli.data.transforms.segmentation import LabelledSegmentationTransform, SegmentationEvalTransform
 from beitcli.engine.events import Progress
 from beitcli.engine.segmentation.metrics import ConfusionMetrics, confusion, metrics_of
+from beitcli.engine.segmentation.mistakes import Mistaken, Mistakes
 from beitcli.engine.trainer.bad_images import Bad
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.errors import UsageError
@@ -84,13 +85,13 @@ class Counts:
         confusion: (classes, classes) int64, labelled x predicted.
         images: Number of images that were read.
         bad: (index, path, reason) of images that could not be read.
-        each: (index, share of labelled pixels that are right) of the images with labelled pixels, in their order.
+        worst: Images with the most mistakes.
     """
 
     confusion: torch.Tensor
     images: int
     bad: list[Bad]
-    each: list[tuple[int, float]] = field(default_factory=list)
+    worst: list[Mistaken] = field(default_factory=list)
 
     @property
     def metrics(self) -> ConfusionMetrics:
@@ -105,6 +106,7 @@ def count(model: AnySegmenter, source: Source, how: SlidingWindow, batching: Bat
     """
     world = batching.compute.world
     counts = Counts(torch.zeros(model.classes, model.classes, dtype=torch.int64), 0, [])
+    mistakes = Mistakes()
     transform = LabelledSegmentationTransform(short_side=how.short_side, scales=how.scales, least=how.least)
     for batch, predicted in segment(model, source, transform, how, batching):
         counts.bad += batch.bad
@@ -113,14 +115,13 @@ def count(model: AnySegmenter, source: Source, how: SlidingWindow, batching: Bat
             own = confusion(predicted, targets, model.classes).cpu()
             counts.confusion += own
             counts.images += 1
-            if labelled := int(own.sum()):
-                counts.each.append((batch.indices[0], int(own.diagonal().sum()) / labelled))
+            mistakes.add(batch.indices[0], own, targets, predicted)
             seen = min(len(source), counts.images * world.size)
             batching.on_event(Progress("eval", seen, len(source), "image"))
-    parts = world.gather((counts.confusion, counts.images, counts.bad, counts.each))
+    parts = world.gather((counts.confusion, counts.images, counts.bad, mistakes.worst))
     bad = sorted(record for part in parts for record in part[2])
-    each = sorted(record for part in parts for record in part[3])
-    return Counts(sum(part[0] for part in parts), sum(part[1] for part in parts), bad, each)
+    worst = [image for part in parts for image in part[3]]
+    return Counts(sum(part[0] for part in parts), sum(part[1] for part in parts), bad, worst)
 
 
 def segment(

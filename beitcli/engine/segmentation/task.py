@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from beitcli.data.annotations.label_maps import IGNORED
+from beitcli.data.sources.segmentation import SegmentationSource
 from beitcli.data.transforms.base import normalize
+from beitcli.engine.segmentation.mistakes import segmentation_details
 from beitcli.engine.segmentation.sliding_window import Counts, count, sliding, window_starts
-from beitcli.engine.trainer.details import segmentation_details
 from beitcli.engine.trainer.finetuning import FinetunedTask
 from beitcli.engine.trainer.task import Tensors, never_stop
 from beitcli.errors import BeitError
@@ -39,6 +40,7 @@ class SegmentationTask(FinetunedTask):
     least_micro_batch = 2  # batch norm over 1 x 1 bins has no variance of one image
     model: AnySegmenter
     averaged: AnySegmenter | None
+    val: SegmentationSource
     curve = "linear"
     counts: Counts | None = None  # of the last evaluation
 
@@ -102,7 +104,7 @@ class SegmentationTask(FinetunedTask):
         counts = self.counts
         if counts is None:
             return None
-        return segmentation_details(self.classes, counts.confusion.numpy(), counts.each, self.val)
+        return segmentation_details(self.classes, counts.confusion.numpy(), counts.worst, self.val)
 
     @property
     def uses_all_parameters(self) -> bool:

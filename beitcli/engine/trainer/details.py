@@ -79,28 +79,3 @@ def classification_details(classes: Sequence[str], records: np.ndarray, source: 
         "confusion": right + wrong[:_PAIRS],
         "worst": pictures_of(source, facts),
     }
-
-
-def segmentation_details(
-    classes: Sequence[str], counts: np.ndarray, each: Sequence[tuple[int, float]], source: Source
-) -> dict[str, Any]:
-    """Returns pixels of each class, the most confused pairs, and the images with the fewest right pixels.
-
-    Args:
-        counts: (classes, classes) int64 pixels, labelled x predicted.
-        each: (index, share of right pixels) of the images that have labelled pixels.
-    """
-    hits = counts.diagonal()
-    wrong = counts - np.diag(hits)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:SHOWN]
-    pairs = [(int(place) // len(classes), int(place) % len(classes)) for place in order]
-    worst = sorted(each, key=lambda pair: (pair[1], pair[0]))[: 2 * SHOWN]
-    return {
-        "task": "segment",
-        "classes": list(classes),
-        "labelled": counts.sum(axis=1).tolist(),
-        "predicted": counts.sum(axis=0).tolist(),
-        "hits": hits.tolist(),
-        "confusion": [[t, p, int(wrong[t, p])] for t, p in pairs if wrong[t, p]],
-        "worst": pictures_of(source, ((index, {"pixel_accuracy": round(share, 4)}) for index, share in worst)),
-    }

@@ -14,7 +14,7 @@ from beitcli.engine.report.front_matter import FEATURES, PIPELINES, UNKNOWN_LICE
 from beitcli.engine.report.next_steps import next_commands
 from beitcli.engine.report.run_time import RunTime
 from beitcli.escaping import markdown, shell_line
-from beitcli.runtime.metric_text import epochs_text, metric_label, metric_value
+from beitcli.runtime.metric_text import epochs_text, metric_title, metric_value
 
 if TYPE_CHECKING:
     from beitcli.config.common import Training
@@ -100,7 +100,7 @@ def _time(report: Any) -> str:
 
 def _further(report: Any) -> dict[str, str]:
     """Returns rows for the metrics that have no field in the report."""
-    return {metric_label(name): metric_value(name, value) for name, value in report.further.items()}
+    return {metric_title(name): metric_value(name, value) for name, value in report.further.items()}
 
 
 def pixels(size: tuple[int, int]) -> str:

@@ -401,8 +401,24 @@ def test_a_copy_of_another_class_is_a_conflict_of_labels(beit: Beit, tmp_path: P
             photo(700 + 10 * number + index).save(tmp_path / "data" / name / f"{index}.png")
     shutil.copy(tmp_path / "data" / "ant" / "1.png", tmp_path / "data" / "bee" / "copy.png")
     photo(702).save(tmp_path / "data" / "ant" / "again.png")  # a copy of its own class
+    Image.open(tmp_path / "data" / "ant" / "1.png").resize((128, 96)).save(tmp_path / "data" / "ant" / "small.png")
     document = beit("doctor", tmp_path / "data", "--json").lines[0]
     (found,) = [each for each in document["findings"] if each["kind"] == "label-conflict"]
     assert (found["images"], found["severity"]) == (1, "warning")
     assert found["examples"][0]["path"].endswith("bee/copy.png")
     assert re.fullmatch(r"'bee', and 'ant' as .*ant/1\.png", found["examples"][0]["why"])
+
+
+def test_doctor_says_of_trainings_what_the_whole_training_split_has(beit: Beit, tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("val", 1)):
+        (tmp_path / split).mkdir()
+        for index in range(count):
+            photo(800 + index).save(tmp_path / split / f"{index}.png")
+
+    def told(*words: object) -> list[str]:
+        findings = beit("doctor", tmp_path, *words, "--json").lines[0]["findings"]
+        return [each["what"] for each in findings if each["kind"].endswith("-to-pretrain")]
+
+    assert ["3 training images" in each for each in told()] == [True]
+    assert told("--limit", 1) == told()
+    assert told("--split", "val") == []

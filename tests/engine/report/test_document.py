@@ -194,17 +194,40 @@ def test_figures_of_one_kind_are_written_alike(tmp_path: Path) -> None:
         )
     (told,) = report_document([run])["runs"]
     sure = "of 1,234 images (95%: 99.7% to 100.0%)"
-    assert {each["title"]: each["text"] for each in told["figures"]} == {
-        f"top1 {sure}": "100.0%", f"top5 {sure}": "100.0%",
-        "miou of 1,234 images": "30.2%", "ap of 1,234 images": "0.0%", "images": "1,234", "loss": "2.0000",
+    assert {each["name"]: each["text"] for each in told["figures"]} == {
+        "top1": "100.0%", "top5": "100.0%", "miou": "30.2%", "ap": "0.0%", "images": "1,234", "loss": "2.0000",
     }  # fmt: skip
+    assert [each["title"] for each in told["figures"]] == [
+        "loss", f"top-1 accuracy {sure}", f"top-5 accuracy {sure}", "mean IoU of 1,234 images",
+        "AP of 1,234 images", "images",
+    ]  # fmt: skip
     assert told["facts"]["measured on"] == "500 held-out images, 12,500 patches"
     named = {each["name"]: each for each in told["figures"]}
-    assert set(named) == {"top1", "top5", "miou", "ap", "images", "loss"}
     assert named["top1"]["interval"] == pytest.approx((0.9969, 1.0), abs=1e-4)
     assert {name for name, each in named.items() if each.get("images") == 1234} == {"top1", "top5", "miou", "ap"}
     assert "interval" not in named["miou"]
-    assert f'<tr><th scope="row">top1 {sure}</th><td>100.0%</td></tr>' in report_page([run])
+    page = report_page([run])
+    assert '<th scope="row">mean IoU of 1,234 images</th>' in page
+
+
+def test_a_curve_has_the_interval_of_each_measuring(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    images = {"held_out_images": 100}
+    rows = [
+        {"step": 10, "held_out_top1": 0.5, "held_out_miou": 0.3} | images,
+        {"step": 20, "held_out_masked_accuracy": 0.08, "held_out_masked_accuracy_std_error": 0.01}
+        | {"held_out_measured_images": 11},
+        {"step": 30, "held_out_masked_accuracy": 0.01, "held_out_masked_accuracy_std_error": 0.01},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = {chart["name"]: chart["series"][0] for chart in charts_of([read_record(run)])}
+    assert lines["top1"]["spans"] == [[10, pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4)]]
+    half = 0.01 * 2.22814  # Student's, of 10 degrees of freedom
+    assert lines["masked_accuracy"]["spans"] == [
+        [20, pytest.approx(0.08 - half, abs=1e-6), pytest.approx(0.08 + half, abs=1e-6)],
+        [30, 0.0, pytest.approx(0.0296, abs=1e-4)],
+    ]
+    assert "spans" not in lines["miou"]
 
 
 def test_a_classifier_is_drawn_beside_the_most_frequent_class(tmp_path: Path) -> None:

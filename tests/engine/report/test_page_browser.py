@@ -154,8 +154,67 @@ def test_the_page_of_a_dense_task_has_the_numbers_of_json(
         if task == "detector":
             assert worst.first.locator("img").count() == 2
             assert f"0 of {classes['worst'][0]['objects']} object" in worst.first.text_content()
+        else:
+            assert worst.first.locator("figcaption").all_text_contents() == ["image", "labelled", "predicted"]
+            assert classes["worst_note"] in page.text_content("#classes")
+            assert page.locator("#classes .keys li").count() == len(classes["legend"])
+            sums = [sum(row) or 1 for row in classes["matrix"]["counts"]]
+            shown = [row.locator("td").all_text_contents() for row in page.locator(".matrix tbody tr").all()]
+            due = [[100 * n / of for n in row] for row, of in zip(classes["matrix"]["counts"], sums, strict=True)]
+            for cells, shares in zip(shown, due, strict=True):
+                for cell, share in zip(cells, shares, strict=True):
+                    assert cell == ("\u00b7" if not share else "<1%" if share < 0.5 else f"{int(share + 0.5)}%")
         for picture in worst.locator("img").all():
             assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+
+
+def measured(folder: Path, rows: list[dict[str, float]], classes: int = 25) -> Path:
+    """A classifier of files alone: its measurings, and as many predictions of each class as each other."""
+    run = write_run(folder)
+    (run / "config.toml").write_text('command = "finetune"\nrecipe = "tiny"\n')
+    lines = [{"step": 10 * n, **{f"held_out_{k}": v for k, v in row.items()}} for n, row in enumerate(rows, 1)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    names = [f"n014435{number:02d}" for number in range(classes)]
+    return classified(run, names, [[t, p, 2] for t in range(classes) for p in range(classes)])
+
+
+def test_a_difference_within_the_interval_does_not_fill_a_chart(browser: Any, tmp_path: Path) -> None:
+    shown = measured(tmp_path / "a", [{"top1": 0.097, "images": 5000}, {"top1": 0.1, "images": 5000}], classes=2)
+    (shown / "evaluation.json").unlink()
+    rough = measured(tmp_path / "b", [{"mean_ap": 0.3, "images": 9}, {"mean_ap": 0.301, "images": 9}])
+    for run, whiskers, most in ((shown, 2, 0.25), (rough, 0, 0.1)):
+        (tmp_path / "page.html").write_text(report_page([run]))
+        with watched(browser, tmp_path / "page.html", 1440) as page:
+            page.set_default_timeout(10_000)
+            chart = page.locator("#charts figure").first
+            heights = [float(dot.get_attribute("cy")) for dot in chart.locator("circle").all()]
+            assert 0 < heights[0] - heights[1] < most * 220
+            assert chart.locator(".whisker").count() == whiskers
+            if whiskers:
+                assert "10.0% (95%: 9.2% to 10.9%)" in chart.locator(".readout").text_content()
+                assert "95% interval" in page.text_content("#legend")
+                drawn = [mark.bounding_box() for mark in chart.locator(".whisker").all()]
+                frame = chart.locator("svg").bounding_box()
+                assert all(frame["y"] <= each["y"] and each["height"] > 20 for each in drawn)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_names_stay_whole_and_what_lies_beyond_the_edge_is_told(browser: Any, tmp_path: Path, width: int) -> None:
+    (tmp_path / "page.html").write_text(report_page([measured(tmp_path / "a", [{"top1": 0.04, "images": 1250}])]))
+    with watched(browser, tmp_path / "page.html", width) as page:
+        page.set_default_timeout(10_000)
+        lines = "names => names.map(name => name.getClientRects().length * name.getBoundingClientRect().height)"
+        heights = page.locator("#classes table .word").evaluate_all(lines)
+        assert max(heights) < 30  # pixels: one line each
+        rows, columns = page.locator("#classes .hint").all()
+        page.wait_for_function("document.querySelectorAll('#classes .hint')[1].textContent")
+        assert "more rows below" in rows.text_content()
+        assert ("to the right" in rows.text_content()) is (width < 500)
+        assert "more columns to the right" in columns.text_content()
+        box = page.locator("#classes .scroll.tall")
+        box.evaluate("box => { box.scrollTop = box.scrollHeight; box.scrollLeft = box.scrollWidth; }")
+        page.wait_for_function("!document.querySelector('#classes .hint').textContent")
+        assert "more-below" not in box.get_attribute("class")
 
 
 def test_a_constant_curve_is_drawn_when_it_is_smoothed(browser: Any, tmp_path: Path) -> None:
@@ -165,7 +224,7 @@ def test_a_constant_curve_is_drawn_when_it_is_smoothed(browser: Any, tmp_path: P
         page.set_default_timeout(10_000)
         page.click("#more summary")
         page.fill("#smooth", "0.9")
-        chart = page.locator("#more-charts figure", has=page.locator("figcaption", has_text="lr"))
+        chart = page.locator("#more-charts figure", has=page.locator("figcaption", has_text="learning rate"))
         assert 2 <= chart.locator("line.grid").count() <= 12
 
 

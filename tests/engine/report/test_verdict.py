@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -175,7 +177,24 @@ def test_a_little_above_guessing_is_little() -> None:
     assert (grade, "; 2 of 4 classes not found at all." in text) == ("good", True)
     grade, text = judged(some | {"iou/b": 0.0}, "finetune", **seen)
     assert (grade, "; 3 of 4 classes not found at all." in text) == ("early", True)
-    assert judged({"ap": 0.03, "images": 200}, "finetune", classes=4)[0] == "early"
+    absent = {"absent": frozenset("cd")}  # of whose labels none is there, but a stray pixel is called so
+    assert judged(some, "finetune", **seen | absent) == (
+        "good",
+        "It has learnt: mean IoU 35.0% on 200 images of 4 classes; always guessing the most frequent class: 15.0%.",
+    )  # fmt: skip
+    assert judged({"ap": 0.03, "images": 200}, "finetune", classes=4) == (
+        "early", "It has learnt little yet: AP 3.0% on 200 images of 4 classes. Train longer, or on more images."
+    )  # fmt: skip
+
+
+def test_only_what_does_not_beat_guessing_says_so() -> None:
+    def beats(last: dict[str, float], **known: Any) -> bool:
+        return verdict_of(Measured("finetune", [(1, last)], **known)).beats_guessing
+
+    assert not beats({"top1": 0.4, "images": 20}, classes=3)
+    assert beats({"top1": 0.029, "images": 4000}, classes=100, commonest=0.01)
+    assert not beats({"miou": 0.15, "images": 200}, classes=4, commonest=0.6, labelled=4)
+    assert beats({"miou": 0.2, "images": 200}, classes=4, commonest=0.6, labelled=4)
 
 
 def test_segmenters_and_detectors() -> None:

@@ -47,14 +47,13 @@ def one_image_findings(command: str, images: int) -> Iterator[Finding]:
     """Yields a refusal if a training without labels has so few images that nothing can come of it."""
     few = _FEW.get(command)
     if few is not None and 0 < images < LEAST_IMAGES:
-        trained = f"finetune LABELLED --init {_PRETRAINED}"
-        trained = trained if command == "pretrain" else "pretrain DATA --tokenizer dall-e"
         yield Finding(
             "one-image",
             "refusal",
             "Nothing can be learned from 1 image: it would be known by heart, and there is no other to tell.",
             f"Give {few:,} or more, {LEAST_IMAGES} at least (tiles of a large image will do), or take what is trained: "
-            f"`beit {trained}`. A trial without data: `beit {command} sample --recipe tiny`.",
+            f"`beit finetune LABELLED --init {_PRETRAINED}`. "
+            f"A trial without data: `beit {command} sample --recipe tiny`.",
         )
 
 

@@ -59,6 +59,8 @@ if (several && report.differing.length) {
 
 // Curves
 const ROLES = { training: { width: 1.4, dash: "", opacity: 0.75 }, "held-out": { width: 2.4, dash: "", opacity: 1 }, baseline: { width: 1.6, dash: "5 4", opacity: 0.9 } };
+const FEW = 12, LEAST_SPAN = 0.1; // points of a line; span of an axis as a share of the largest value
+const WHISKERS = 60; // of a line at most; more of them would be a smear
 const charts = [];
 const isLoss = (name) => name.includes("loss");
 const seriesColour = (line) => several ? colour(line.run) : line.role === "training" ? "var(--c0)" : line.role === "held-out" ? "var(--c1)" : "var(--c6)";
@@ -82,6 +84,8 @@ function ticks(low, high, count) {
   return [found, step];
 }
 
+const whisker = (x, from, to) => `M${x - 4} ${from}H${x + 4}M${x} ${from}V${to}M${x - 4} ${to}H${x + 4}`;
+
 class Chart {
   constructor(data, place) {
     this.data = data;
@@ -103,7 +107,8 @@ class Chart {
     const log = byId("log").checked && isLoss(this.data.name);
     const weight = Number(byId("smooth").value);
     this.lines = this.data.series.map((line) => ({ ...line, points: line.role === "training" ? smoothed(line.points, weight) : line.points }));
-    const values = this.lines.flatMap((line) => line.points.map((point) => point[1])).filter((value) => !log || value > 0);
+    const spans = this.lines.flatMap((line) => (line.spans ?? []).flatMap(([, from, to]) => [from, to]));
+    const values = [...this.lines.flatMap((line) => line.points.map((point) => point[1])), ...spans].filter((value) => !log || value > 0);
     const scale = log ? Math.log10 : (value) => value;
     let low = scale(Math.min(...values)), high = scale(Math.max(...values));
     const size = Math.max(Math.abs(low), Math.abs(high));
@@ -111,6 +116,8 @@ class Chart {
       const half = log ? 0.5 : 0.1 * size || 1;
       low -= half; high += half;
     }
+    const lacking = LEAST_SPAN * size - (high - low); // a small difference of few points is not to look like a large one
+    if (!log && !spans.length && lacking > 0 && this.lines.every((line) => line.points.length <= FEW)) { low -= lacking / 2; high += lacking / 2; }
     const pad = 0.06 * (high - low);
     if (!log && low >= 0 && low < 0.35 * high) low = 0; else low -= pad;
     high += pad;
@@ -144,6 +151,11 @@ class Chart {
       const at = points.map(([step, value]) => `${this.x(step).toFixed(1)},${this.y(value).toFixed(1)}`);
       this.svg.append(drawn("polyline", { points: at.join(" "), fill: "none", stroke: seriesColour(line), "stroke-width": style.width,
         "stroke-dasharray": style.dash, opacity: several && line.role === "training" ? 0.4 : style.opacity, "stroke-linejoin": "round" }));
+      const every = Math.ceil((line.spans ?? []).length / WHISKERS);
+      (line.spans ?? []).forEach(([step, from, to], number) => {
+        if (number % every || (log && from <= 0)) return;
+        this.svg.append(drawn("path", { class: "whisker", d: whisker(this.x(step), this.y(from), this.y(to)), stroke: seriesColour(line) }));
+      });
       if (line.role === "held-out" || points.length === 1) for (const [step, value] of points)
         this.svg.append(drawn("circle", { cx: this.x(step), cy: this.y(value), r: points.length > 40 ? 1.5 : 3, fill: seriesColour(line) }));
     }
@@ -176,7 +188,9 @@ class Chart {
       if (!known.length) return null;
       const [where, value] = known[known.length - 1];
       const from = where !== at ? ` (step ${whole(where)})` : "";
-      return element("span", {}, several ? null : swatch(line), `${line.label} `, element("b", {}, this.text(value)), from);
+      const span = (line.spans ?? []).find((each) => each[0] === where);
+      const range = span ? ` (95%: ${this.text(span[1])} to ${this.text(span[2])})` : "";
+      return element("span", {}, several ? null : swatch(line), `${line.label} `, element("b", {}, this.text(value)), range, from);
     };
     const rows = several ? report.runs.map((run, number) => {
       const own = this.lines.filter((line) => line.run === number).map(said).filter(Boolean);
@@ -200,6 +214,11 @@ if (report.charts.length) {
     const words = { training: "training", "held-out": `${measuredImages(report.runs.map((run) => run.measured_images))}, measured at checkpoints`, baseline: "a guess that ignores the image" };
     if (report.charts.some((chart) => chart.series.some((line) => line.role === role)))
       legend(words[role], several ? "var(--soft)" : seriesColour({ role }), role);
+  }
+  if (report.charts.some((chart) => chart.series.some((line) => line.spans))) {
+    const sample = drawn("svg", { width: 26, height: 14, "aria-hidden": "true" });
+    sample.append(drawn("path", { class: "whisker", d: whisker(13, 13, 1), stroke: several ? "var(--soft)" : seriesColour({ role: "held-out" }) }));
+    byId("legend").append(element("li", {}, sample, "95% interval of one measuring"));
   }
   for (const chart of key) charts.push(new Chart(chart, byId("charts")));
   byId("more").hidden = !rest.length;
@@ -257,6 +276,9 @@ if (stepsDrawn.length) {
   show();
 }
 
+// A name that is broken behind the signs that join its parts, and within a part only where that is wider than its place.
+const breakable = (text) => element("span", { class: "word" }, ...text.split(/(?<=[_\/.,:-])/).flatMap((part) => [part, element("wbr")]));
+
 // Tables that are sorted by a click on a column's head
 function sortable(columns, rows) {
   const body = element("tbody"), heads = columns.map((column) => element("th", { class: column.number ? "number" : undefined, scope: "col" },
@@ -286,7 +308,7 @@ const spanOf = (row) => {
 
 function classTable(found) {
   const has = (name) => found.rows.some((row) => row[name] !== undefined && row[name] !== null);
-  const columns = [{ title: "class", value: (row) => row.class.toLowerCase(), cell: (row) => row.class }];
+  const columns = [{ title: "class", value: (row) => row.class.toLowerCase(), cell: (row) => breakable(row.class) }];
   if (has("images")) columns.push({ title: "images", number: true, value: (row) => row.images, cell: (row) => whole(row.images) });
   if (has("share")) columns.push({ title: "share of pixels", number: true, value: (row) => row.share, cell: (row) => percent(row.share) });
   if (has("objects")) columns.push({ title: "objects", number: true, value: (row) => row.objects, cell: (row) => whole(row.objects) });
@@ -298,15 +320,17 @@ function classTable(found) {
   return sortable(columns, found.rows);
 }
 const TINT = 40; // percent of colour at most behind a number, which is to be read in light and dark
+const rowShare = (share) => share < 0.005 ? "<1%" : `${Math.round(100 * share)}%`;
 function matrixTable(matrix) {
-  const head = element("tr", {}, element("th", {}, "true class \u2193 predicted \u2192"), ...matrix.classes.map((name) => element("th", { scope: "col" }, name)));
+  const head = element("tr", {}, element("th", {}, "true class \u2193 predicted \u2192"), ...matrix.classes.map((name) => element("th", { scope: "col" }, breakable(name))));
   return element("table", { class: "matrix" }, element("thead", {}, head), element("tbody", {}, ...matrix.counts.map((row, truth) => {
     const sum = row.reduce((a, b) => a + b, 0) || 1;
-    return element("tr", {}, element("th", { scope: "row" }, matrix.classes[truth]), ...row.map((count, said) => {
+    return element("tr", {}, element("th", { scope: "row" }, breakable(matrix.classes[truth])), ...row.map((count, said) => {
       const strength = 4 + Math.round((TINT - 4) * count / sum);
       const tint = truth === said ? "var(--good)" : "var(--bad)";
       return element("td", { style: count ? `background:color-mix(in srgb, ${tint} ${strength}%, transparent)` : undefined,
-        title: `${matrix.classes[truth]} predicted as ${matrix.classes[said]}: ${count}` }, count ? whole(count) : "·");
+        title: `${matrix.classes[truth]} predicted as ${matrix.classes[said]}: ${whole(count)}${matrix.of ? ` ${matrix.of}` : ""}` },
+        !count ? "·" : matrix.of ? rowShare(count / sum) : whole(count));
     }));
   })));
 }
@@ -314,13 +338,24 @@ function mistake(each) {
   const captioned = (caption, url) => element("figure", {}, element("img", { src: url, alt: "" }), element("figcaption", { class: "soft" }, caption));
   const share = each.probability === undefined ? "" : ` (${Math.round(100 * each.probability)}%)`;
   const boxes = each.wrong === undefined ? "" : `, ${counted(each.wrong, "wrong box", "wrong boxes")}`;
+  const path = element("div", { class: "soft" }, breakable(each.path.split("/").slice(-2).join("/")));
+  if (each.image) return element("li", {},
+    element("div", { class: "triple" }, captioned("image", each.image), captioned("labelled", each.labelled), captioned("predicted", each.picture)),
+    element("div", {}, `${percent(each.pixel_accuracy)} of its pixels right; most often `, element("b", {}, each.class), " taken for ",
+      element("b", { class: "wrong" }, each.predicted), ` (${percent(each.confused)})`), path);
   return element("li", {},
     each.labelled ? element("div", { class: "pair" }, captioned("labelled", each.labelled), captioned("predicted", each.picture)) : element("img", { src: each.picture, alt: "" }),
     each.predicted === undefined ? null : element("div", {}, "predicted ", element("b", { class: "wrong" }, each.predicted), share),
     each.class === undefined ? null : element("div", {}, "actually ", element("b", {}, each.class)),
     each.pixel_accuracy === undefined ? null : element("div", {}, `${percent(each.pixel_accuracy)} of its pixels right`),
     each.objects === undefined ? null : element("div", {}, `${whole(each.hits ?? 0)} of ${counted(each.objects, "object", "objects")} found${boxes}`),
-    element("div", { class: "soft" }, each.path.split("/").slice(-2).join("/")));
+    path);
+}
+// The colours of the classes in the pictures: an empty patch is of a class that is not tinted.
+function colourKeys(keys) {
+  return element("ul", { class: "legend keys" }, ...keys.map((key) => element("li", {},
+    element("i", { class: `swatch${key.hatched ? " hatched" : ""}${key.colour ? "" : " empty"}`, style: key.colour ? `background-color:${key.colour}` : undefined }),
+    key.class)));
 }
 report.runs.forEach((run) => {
   const found = run.classes;
@@ -332,16 +367,40 @@ report.runs.forEach((run) => {
   if (found.note) place.append(element("p", { class: "soft" }, found.note));
   const columns = element("div", { class: "columns" }, element("div", {}, element("div", { class: "scroll tall" }, classTable(found))));
   const beside = element("div");
-  if (found.matrix) beside.append(element("h3", {}, "Confusions"), element("div", { class: "scroll" }, matrixTable(found.matrix)));
+  if (found.matrix) beside.append(element("h3", {}, found.matrix.of ? "Confusions, shares of the true class's pixels" : "Confusions"), element("div", { class: "scroll" }, matrixTable(found.matrix)));
   if (found.pairs && found.pairs.length && !found.matrix) beside.append(element("h3", {}, "Most confused"), element("div", { class: "scroll tall" }, sortable([
-    { title: "class", value: (row) => row[0], cell: (row) => row[0] }, { title: "predicted", value: (row) => row[1], cell: (row) => row[1] },
+    { title: "class", value: (row) => row[0], cell: (row) => breakable(row[0]) }, { title: "predicted", value: (row) => row[1], cell: (row) => breakable(row[1]) },
     { title: found.metric === "IoU" ? "pixels" : "images", number: true, value: (row) => row[2], cell: (row) => whole(row[2]) },
     { title: "of the class", number: true, value: (row) => row[2] / (row[3] || 1), cell: (row) => percent(row[2] / (row[3] || 1)) }], found.pairs)));
   if (beside.childElementCount) columns.append(beside);
   place.append(columns);
   if (found.worst && found.worst.length) place.append(element("h3", {}, "Worst mistakes"),
+    ...(found.worst_note ? [element("p", { class: "soft" }, found.worst_note)] : []), ...(found.legend ? [colourKeys(found.legend)] : []),
     element("ul", { class: found.worst[0].labelled ? "worst pairs" : "worst" }, ...found.worst.map(mistake)));
 });
+
+// What of a table lies beyond its edge is told below it, and fades out there
+function watchEdges(box) {
+  const hint = element("p", { class: "soft hint" });
+  box.after(hint);
+  const tell = () => {
+    const frame = box.getBoundingClientRect();
+    const beyond = (selector, end) => [...box.querySelectorAll(selector)].filter((each) => end(each.getBoundingClientRect())).length;
+    const rows = beyond("tbody tr", (each) => each.bottom > frame.top + box.clientHeight + 1);
+    const columns = beyond("thead th", (each) => each.right > frame.left + box.clientWidth + 1);
+    box.classList.toggle("more-below", rows > 0);
+    box.classList.toggle("more-right", columns > 0);
+    if (rows || columns) box.tabIndex = 0;
+    hint.textContent = [rows ? `${counted(rows, "more row", "more rows")} below` : "",
+      columns ? `${counted(columns, "more column", "more columns")} to the right` : ""].filter(Boolean).join(", ");
+    hint.hidden = box.scrollHeight <= box.clientHeight + 1 && box.scrollWidth <= box.clientWidth + 1;
+  };
+  box.addEventListener("scroll", tell, { passive: true });
+  const watcher = new ResizeObserver(tell);
+  watcher.observe(box);
+  for (const table of box.children) watcher.observe(table);
+}
+document.querySelectorAll(".scroll").forEach(watchEdges);
 
 // Unreadable images, next commands
 const withBad = report.runs.filter((run) => run.bad.count);
