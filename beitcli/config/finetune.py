@@ -25,6 +25,7 @@ class FinetuneConfig(Sharded):
     command: ClassVar[str] = "finetune"
     recipes_of: ClassVar[dict[str, dict[str, str]]] = {"init": {"random": "deit"}}
     instead_of_recipe: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {"init": {"random": {"layer_decay": 1.0}}}
+    unused_with: ClassVar[dict[str, tuple[str, ...]]] = {"val": ("holdout",)}
     recipe: str = option("base", "Named settings, listed at the top of this help.", panel="Run", metavar="NAME")
     init: str = option("", f"Where to start. {MODEL_HELP}; or `random`.", panel="Model", required=True, metavar="MODEL")
     model: str = option("base", "Size of the backbone where --init is random.", panel="Model")
@@ -74,7 +75,7 @@ class FinetuneConfig(Sharded):
     holdout: int = option(
         50,
         "Images of DATA to measure on instead of learning from them, where there is neither --val nor a validation "
-        "split: at most a fifth of them, at least a twentieth.",
+        "split: at most a fifth of them, and at least a twentieth, or 1,024 (segment, detect: 512) where that is less.",
         panel="Data",
         metavar="N",
         ge=0,

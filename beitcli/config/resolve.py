@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from beitcli.config.earlier import add_earlier, earlier_settings
 from beitcli.config.fields import Setting, coerce, settings_of, with_origins
 from beitcli.config.nearest import suggestion
 from beitcli.config.synonyms import suggested_setting
@@ -175,6 +176,8 @@ def resolve(
     if config_path:
         file = _coerced(settings, read_config_file(Path(config_path), command), config_path)
     notes = _without_caches(settings, file, str(config_path), variables | given)
+    if config_path:
+        notes += add_earlier(settings, file, Path(config_path), variables | given)
     layers: list[tuple[str, dict[str, Any]]] = [("file", file), ("environment", variables), ("flag", given)]
     requested = file | variables | given
     if "out" in settings and requested.get("resume"):
@@ -212,11 +215,7 @@ def _resumed(
     """Resolves the config of a resumed run: its saved settings, of which only harmless ones may change."""
     stored = _coerced(settings, read_config_file(saved, config_class.command), str(saved))  # type: ignore[attr-defined]
     notes += _without_caches(settings, stored, str(saved), layers[-1][1] | layers[-2][1])
-    stored |= {
-        name: setting.option.earlier
-        for name, setting in settings.items()
-        if setting.option.earlier is not None and name not in stored
-    }
+    stored |= earlier_settings(settings, stored)
     before = config_class(**stored)
     values, origins = merge(settings, [("run", stored), *layers])
     _require_all(config_class.command, settings, values)  # type: ignore[attr-defined]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +16,7 @@ from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore
 from beitcli.engine.io.documents import UnreadableImages
 from beitcli.engine.io.outputs import is_stream, make_folder, write_output
 from beitcli.engine.io.prediction_outputs import predicted_task
-from beitcli.engine.report.record import read_record
+from beitcli.engine.report.record import read_measured
 from beitcli.engine.report.verdict import verdict_of
 from beitcli.errors import UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
@@ -53,15 +52,13 @@ def predict(
 
 
 def _tell_verdict(checkpoint: CheckpointHandle, on_event: OnEvent) -> None:
-    """Warns of a model of which its own run says that it is not better than guessing."""
+    """Warns of a model of which its own run says that it is not shown to be better than guessing."""
     if checkpoint.folder is None:
         return
     with suppress(OSError, ValueError, OverflowError, RecursionError):  # no run, or one with damaged files
-        measured = read_record(checkpoint.run).measured
         step = int(checkpoint.folder.path.name.rpartition("-")[2])
-        until = [row for row in measured.measurings if row[0] <= step]
-        verdict = verdict_of(replace(measured, measurings=until))
-        if verdict.grade in ("early", "bad"):
+        verdict = verdict_of(read_measured(checkpoint.run, step))
+        if not verdict.beats_guessing:
             on_event(Warned(f"Doubt what '{checkpoint.reference}' predicts, by the record of its run. {verdict.text}"))
 
 

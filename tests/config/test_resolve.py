@@ -584,3 +584,34 @@ def test_a_run_goes_on_with_what_held_before_a_setting_existed(tmp_path):
     (tmp_path / "config.toml").write_text("\n".join(older))
     resumed = resolve(FinetuneConfig, {"out": str(tmp_path), "resume": True}).config
     assert (resumed.decay_bias_tables, resumed.mixup_group) == (False, 0)
+
+
+HEADER = "beit 0.1.0. Repeat: beit finetune --config runs/a/config.toml --out NEW"
+
+
+def test_a_run_of_an_earlier_version_is_repeated_as_it_was(tmp_path):
+    """Whatever its file is called by now; a file that somebody wrote means today's defaults."""
+    flags = {"data": ["photos"], "recipe": "tiny", "init": "random", "out": str(tmp_path)}
+    text = dump_toml(resolve(FinetuneConfig, flags).config, HEADER)
+    assert resolve(FinetuneConfig, written(tmp_path, text)).notes == ()
+    older = "\n".join(line for line in text.splitlines() if not line.startswith(("holdout", "mixup_group", "problem")))
+    repeated = resolve(FinetuneConfig, written(tmp_path, older))
+    assert (repeated.config.holdout, repeated.config.mixup_group, repeated.config.measure_share) == (0, 0, 0.1)
+    (note,) = repeated.notes
+    assert note.endswith("of an earlier version, where it was holdout = 0, mixup_group = 0; so it is here.")
+    beside = resolve(FinetuneConfig, written(tmp_path, older) | {"holdout": 7})
+    assert (beside.config.holdout, beside.config.mixup_group) == (7, 0)
+    own = resolve(FinetuneConfig, written(tmp_path, older.partition("\n")[2]))
+    assert (own.config.holdout, own.config.mixup_group, own.notes) == (50, 128, ())
+
+
+def test_a_segmentation_of_an_earlier_version_is_repeated_without_the_settings_of_other_tasks(tmp_path):
+    flags = {"data": ["photos"], "recipe": "tiny-segment", "task": "segment", "init": "random", "out": str(tmp_path)}
+    lines = dump_toml(resolve(FinetuneConfig, flags).config, HEADER).splitlines()
+    older = "\n".join(line for line in lines if not line.startswith("holdout"))
+    assert resolve(FinetuneConfig, written(tmp_path, older)).config.holdout == 0
+
+
+def written(folder, text):
+    (folder / "copy.toml").write_text(text)
+    return {"config": str(folder / "copy.toml")}

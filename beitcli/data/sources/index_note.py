@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from beitcli.runtime.storage.regular_files import regular_descriptor
 from beitcli.runtime.storage.safe_json import parse_json
 
 INDEX = "index"  # name of the entry in the file's metadata
@@ -20,7 +21,7 @@ def index_of(path: Path) -> str:
     if not hasattr(os, "O_NOATIME"):
         return ""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOATIME)) as file:
+        with open(path, "rb", opener=lambda name, flags: regular_descriptor(name, flags | os.O_NOATIME)) as file:
             size = int.from_bytes(file.read(8), "little")
             header = parse_json(file.read(size)) if 0 < size <= _LARGEST else {}
         of = parse_json(header["__metadata__"][INDEX].encode())[3]

@@ -37,7 +37,7 @@ from beitcli.runtime.compute.device import join_compute
 from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.runtime.metric_text import is_idle
 
-_HELD_OUT = 1024
+_LARGEST_TWENTIETH = 1024  # images
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,8 @@ def _validation(
     """Returns training and validation images, and the name of the latter."""
     own = validation_data(config, source)
     if own is None:
-        held = hold_out(source, _HELD_OUT, config.seed, world, validation_images(config, len(source)))
+        count = validation_images(config, len(source), _LARGEST_TWENTIETH)
+        held = hold_out(source, count, config.seed, world, is_exact=True)
         return held, held.name
     references, split, measured_on = own
     labelled = config.problem == "single-label"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from beitcli.engine.report.classes import class_tables
-from beitcli.engine.report.intervals import interval_of, share_interval
+from beitcli.engine.report.intervals import interval_of
 from beitcli.engine.report.next_steps import next_commands, note_of, tokenizer_commands
 from beitcli.engine.report.record import RunRecord
 from beitcli.engine.report.run_state import is_step, newest_folder
@@ -81,7 +81,8 @@ def _run(record: RunRecord, name: str) -> dict[str, Any]:
         "step": record.step,
         "measured_step": measurings[-1][0] if measurings else None,
         "epoch": last.get("epoch"),
-        "seconds": record.time.total,
+        "seconds": record.time.training,
+        "total_seconds": record.time.total,
         "measured_images": images_of(record.on_training),
         "verdict": {"grade": verdict.grade, "text": verdict.text},
         "figures": _figures(record),
@@ -95,32 +96,27 @@ def _run(record: RunRecord, name: str) -> dict[str, Any]:
 
 
 def _figures(record: RunRecord) -> list[dict[str, Any]]:
-    """Returns the figures of the measured images, the known ones first; those of one class are in `class_tables`."""
+    """Returns the figures of the measured images, the known ones first; those of one class are in `class_tables`.
+
+    A share has the number of `images`, an accuracy also its `interval` of 95%; `title` says them too, for display.
+    """
     classes = record.measured.classes
     hidden = {name for name in record.held_out if "/" in name or name in _OF_VERDICT or is_idle(name, classes)}
     own = {name: value for name, value in record.held_out.items() if name not in hidden}
     names = [*(name for name in _KEY if name in own), *(name for name in own if name not in _KEY)]
-    images = int(own.get("images", 0))
-    sure = {name: _how_sure(name, own[name], images) for name in names}
-    return [
-        {
-            "name": _label(name) + sure[name],
-            "title": _title(name) + sure[name],
-            "text": figure_text(name, own[name]),
-            "value": own[name],
-        }
-        for name in names
-    ]
+    return [_figure_of(name, own[name], int(own.get("images", 0))) for name in names]
 
 
-def _how_sure(name: str, value: float, images: int) -> str:
-    """Returns the interval of an accuracy, or of how many images another share is, behind the name of the figure."""
-    if not images or not is_share(name):
-        return ""
-    if name not in ("top1", "top5"):
-        return f" of {counted(images, 'image')}"
-    low, high = share_interval(value, images)
-    return f" of {counted(images, 'image')} (95%: {percent(low)} to {percent(high)})"
+def _figure_of(name: str, value: float, images: int) -> dict[str, Any]:
+    figure: dict[str, Any] = {"name": _label(name), "title": _title(name)}
+    figure |= {"text": figure_text(name, value), "value": value}
+    if images and is_share(name):
+        figure["images"] = images
+        figure["title"] += f" of {counted(images, 'image')}"
+        if (interval := interval_of(name, {name: value, "images": images})) is not None:
+            figure["interval"] = interval
+            figure["title"] += " (95%: {} to {})".format(*map(percent, interval))
+    return figure
 
 
 def _label(name: str) -> str:

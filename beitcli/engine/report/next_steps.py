@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from beitcli.config.finetune import FinetuneConfig
@@ -13,6 +16,7 @@ from beitcli.config.tasks import DEFAULT_TASK, TASKS
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 
 _SOME = 4  # images that a command shows first
+_TOKENIZERS = "runs/tokenizer"
 _TRAININGS = {each.command: each for each in (TrainTokenizerConfig, PretrainConfig, FinetuneConfig)}
 
 
@@ -43,13 +47,23 @@ def next_commands(
 
 
 def tokenizer_commands(settings: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Returns the commands that train another tokenizer for a pretraining, and say whether it suits the data."""
-    data, run = _texts(settings.get("data")), "runs/tokenizer"
-    named = ("DATA",) if not data or "-" in data else data
+    """Returns the commands that train another tokenizer for a pretraining, say whether it suits, and pretrain with it.
+
+    It goes to a folder that is not there yet: the poor tokenizer may be in the first that one thinks of.
+    """
+    data, recipe = _texts(settings.get("data")), str(settings.get("recipe", ""))
+    named, run = ("DATA",) if not data or "-" in data else data, _free_run(str(settings.get("tokenizer", "")))
     return [
         ("beit", "train-tokenizer", *named, "--recipe", "small", "--out", run),
         ("beit", "tokenize", *named, "--tokenizer", run, "--stats"),
+        ("beit", "pretrain", *named, *_same_recipe(recipe, "pretrain"), "--tokenizer", run),
     ]
+
+
+def _free_run(taken: str) -> str:
+    """Returns the first of runs/tokenizer, runs/tokenizer-2 and so on that is neither there nor `taken`."""
+    names = (f"{_TOKENIZERS}-{number}" if number > 1 else _TOKENIZERS for number in count(1))
+    return next(name for name in names if not os.path.lexists(name) and Path(name) != Path(taken))
 
 
 def note_of(words: Sequence[str]) -> str:

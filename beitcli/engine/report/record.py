@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from beitcli.engine.report.run_state import (
     document_in,
     finite_numbers,
     is_step,
+    newest_documents,
     newest_folder,
     read_run,
     settings_of_run,
@@ -142,6 +143,33 @@ def read_record(path: Path) -> RunRecord:
     )
 
 
+def read_measured(path: Path, step: int) -> Measured:
+    """Returns what the verdict on a finetuned model of a run rests on, up to its step; from few files, and short ones.
+
+    Of the metrics the last megabyte is read: those of a step that is further back are not found.
+
+    Raises:
+        OSError, ValueError: It has no readable config.toml.
+    """
+    settings = settings_of_run(path)
+    trainer = document_in(newest_folder(path / "checkpoints"), "trainer.json")
+    lines = reversed(list(newest_documents(path / "metrics.jsonl")))
+    return RunRecord(
+        path=path,
+        command=str(settings.get("command", "?")),
+        state="stopped",
+        step=step,
+        time=RunTime(),
+        settings=settings,
+        rows=[row for row in _by_step(lines) if row["step"] <= step],
+        bad=[],
+        bad_count=0,
+        fingerprint="",
+        evaluation=_evaluation(path / EVALUATION),
+        on_training=trainer.get("on_training") is True,
+    ).measured
+
+
 def _own_tokenizer(folder: Path) -> Measured | None:
     with suppress(OSError, ValueError):  # it has none, or a damaged one
         if settings_of_run(folder).get("command") == "train-tokenizer":
@@ -161,8 +189,12 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _rows(path: Path) -> list[dict[str, float]]:
     """Returns the lines with a step; several of one step as one, with the last value of each name."""
+    return _by_step(_lines(path))
+
+
+def _by_step(lines: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
     by_step: dict[int, dict[str, float]] = {}
-    for line in _lines(path):
+    for line in lines:
         if is_step(line.get("step")):
             by_step.setdefault(line["step"], {}).update(finite_numbers(line))
     return [by_step[step] for step in sorted(by_step)]

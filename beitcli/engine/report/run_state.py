@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import tomllib
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from beitcli.runtime.metric_text import HELD_OUT
+from beitcli.runtime.storage.regular_files import open_regular
 from beitcli.runtime.storage.run_lock import is_locked
 from beitcli.runtime.storage.safe_json import parse_json
 
@@ -27,7 +30,8 @@ class Run:
         state: `running` (a process holds its lock), `done` (it has all its steps and its model card), `stopped` (it
             can be resumed), `empty` (no checkpoint yet, nor one of its own tokenizer) or `damaged` (its files cannot be
             read).
-        step: That of the newest checkpoint; the last logged one of a run that goes on, or that has no checkpoint.
+        step: That of the newest checkpoint; the last logged one of a run that has no checkpoint, or that goes on and
+            has logged one since it was begun or resumed.
         when: Of the last change, in seconds since 1970; of a run that goes on, at least of when it was begun.
         figures: Of held-out images, at the newest checkpoint or the last one before that was measured; without any,
             of the last logged step.
@@ -61,9 +65,9 @@ def read_run(path: Path) -> Run:
     changed = [path, path / "metrics.jsonl"]
     if state == "running":  # its checkpoint may be far behind
         changed += [path / ".lock", path / "tokenizer" / "metrics.jsonl"]
-        step = _later(step, newest_line.get("step"))
-        if newest is None and not newest_line:
-            tokenizer_step = _later(tokenizer_step, _newest_lines(path / "tokenizer" / "metrics.jsonl")[0].get("step"))
+        step = _later(trainer.get("step"), _logged_since_held(path, path / "metrics.jsonl"))
+        if newest is None and step is None:
+            tokenizer_step = _later(tokenizer_step, _logged_since_held(path, path / "tokenizer" / "metrics.jsonl"))
     return Run(
         run=str(path),
         command=str(settings.get("command", "?")),
@@ -74,6 +78,17 @@ def read_run(path: Path) -> Run:
         figures={n: float(v) for n, v in finite_numbers(figures).items()},
         tokenizer_step=tokenizer_step,
     )
+
+
+def _logged_since_held(run: Path, log: Path) -> Any:
+    """Returns the last step of a log, without the lines of an earlier attempt; None if it has no line since.
+
+    Whoever resumes a run writes its lock, and later the log up to the step that it goes on from.
+    """
+    with suppress(OSError):
+        if log.stat().st_mtime_ns >= (run / ".lock").stat().st_mtime_ns:
+            return _newest_lines(log)[0].get("step")
+    return None
 
 
 def _later(step: Any, logged: Any) -> int | None:
@@ -118,24 +133,23 @@ def _newest_lines(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     The latter without their prefix; {} where there is none, in the last megabyte.
     """
     newest: dict[str, Any] = {}
-    if not path.is_file():
-        return newest, {}
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL))
-            lines = file.read(_TAIL).splitlines()
-    except OSError:
-        return newest, {}
-    for text in reversed(lines):
-        try:
-            line = as_mapping(parse_json(text))
-        except ValueError:
-            continue
+    for line in newest_documents(path):
         newest = newest or line
         measured = {name.removeprefix(HELD_OUT): value for name, value in line.items() if name.startswith(HELD_OUT)}
         if measured:
             return newest, measured
     return newest, {}
+
+
+def newest_documents(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the whole lines in the last megabyte of a JSON Lines file, the last one first."""
+    lines: list[bytes] = []
+    with suppress(OSError), open_regular(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+        lines = file.read(_TAIL).splitlines()
+    for text in reversed(lines):
+        with suppress(ValueError):
+            yield as_mapping(parse_json(text))
 
 
 def settings_of_run(path: Path) -> dict[str, Any]:

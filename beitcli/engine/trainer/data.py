@@ -27,6 +27,7 @@ from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 from beitcli.runtime.metric_text import counted, measured_images
 
 _MEASURED_WITHOUT_HOLDOUT = 512
+_LARGEST_TWENTIETH = 512  # images, of data with annotations
 Images = TypeVar("Images", bound=Source)
 
 
@@ -99,24 +100,27 @@ class HeldOut:
         return measured_images(len(self.measured), on_training=not self.is_apart)
 
 
-def validation_images(config: FinetuneConfig, images: int) -> int:
+def validation_images(config: FinetuneConfig, images: int, most: int) -> int:
     """Returns how many of the images of a finetuning are held out, by `--holdout`.
 
     A share of n images is known to about 1 / sqrt(n), at 95%: 3 of 60 images say nothing, 12 tell good from bad, and 50
     tell it to 14 points. So a small set gives a fifth, as is usual, and one that can spare 50 images no more of them,
     up to a twentieth.
+
+    Args:
+        most: Images that a twentieth may be; `--holdout` may be more.
     """
-    return max(images // 20, min(images // 5, config.holdout))
+    return max(min(images // 20, most), min(images // 5, config.holdout))
 
 
 def hold_out(
-    source: Source, count: int, seed: int, world: DistributedContext = SINGLE_PROCESS, most: int | None = None
+    source: Source, count: int, seed: int, world: DistributedContext = SINGLE_PROCESS, *, is_exact: bool = False
 ) -> HeldOut:
-    """Holds `count` images, at most `most` (default a twentieth of the data), out of training for evaluation.
+    """Holds `count` images, at most a twentieth of the data unless `is_exact`, out of training for evaluation.
 
     If none of them can be read, none is held out. Rank 0 decodes them up to the first that can be.
     """
-    kept, unreadable = held_out_images(len(source), count) if most is None else min(count, most), tuple[Bad, ...]()
+    kept, unreadable = count if is_exact else held_out_images(len(source), count), tuple[Bad, ...]()
     if kept:
         training, held_out = split_holdout(source, kept, seed)
         unreadable = world.run_on_rank_zero(lambda: _unreadable(source, held_out))
@@ -150,7 +154,7 @@ def hold_out_annotated(
     Returns:
         Training images, validation images, the name of the latter, and whether they are none of the former.
     """
-    kept, seed = min(_MEASURED_WITHOUT_HOLDOUT, validation_images(config, len(source))), config.seed
+    kept, seed = validation_images(config, len(source), _LARGEST_TWENTIETH), config.seed
     if kept:
         training, held_out = split_holdout(source, kept, seed)
         return subset(training), subset(held_out), measured_images(kept, on_training=False), True

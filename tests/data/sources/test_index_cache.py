@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tarfile
 import time
 from contextlib import suppress
@@ -134,6 +136,14 @@ def test_what_is_no_index_is_of_nothing(tmp_path: Path) -> None:
         (tmp_path / "x").write_bytes(content)
         assert index_of(tmp_path / "x") == ""
     assert index_of(tmp_path / "none") == ""
+
+
+def test_a_pipe_in_the_cache_is_no_index_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x")
+    code = "import sys, pathlib; from beitcli.data.sources.index_note import index_of as of; "
+    code += "print([of(pathlib.Path(each)) for each in sys.argv[1:]])"
+    words = [sys.executable, "-c", code, str(tmp_path / "x"), str(tmp_path)]
+    assert subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout == "['', '']\n"
 
 
 def test_an_index_of_an_earlier_format_is_none(tmp_path: Path) -> None:

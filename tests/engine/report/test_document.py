@@ -195,14 +195,17 @@ def test_figures_of_one_kind_are_written_alike(tmp_path: Path) -> None:
     (told,) = report_document([run])["runs"]
     sure = "of 1,234 images (95%: 99.7% to 100.0%)"
     assert {each["name"]: each["text"] for each in told["figures"]} == {
-        f"top1 {sure}": "100.0%", f"top5 {sure}": "100.0%",
-        "miou of 1,234 images": "30.2%", "ap of 1,234 images": "0.0%", "images": "1,234", "loss": "2.0000",
+        "top1": "100.0%", "top5": "100.0%", "miou": "30.2%", "ap": "0.0%", "images": "1,234", "loss": "2.0000",
     }  # fmt: skip
     assert [each["title"] for each in told["figures"]] == [
         "loss", f"top-1 accuracy {sure}", f"top-5 accuracy {sure}", "mean IoU of 1,234 images",
         "AP of 1,234 images", "images",
     ]  # fmt: skip
     assert told["facts"]["measured on"] == "500 held-out images, 12,500 patches"
+    named = {each["name"]: each for each in told["figures"]}
+    assert named["top1"]["interval"] == pytest.approx((0.9969, 1.0), abs=1e-4)
+    assert {name for name, each in named.items() if each.get("images") == 1234} == {"top1", "top5", "miou", "ap"}
+    assert "interval" not in named["miou"]
     page = report_page([run])
     assert '<th scope="row">mean IoU of 1,234 images</th>' in page
 

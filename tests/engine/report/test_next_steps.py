@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from beitcli.config.resolve import resolve
-from beitcli.engine.report.next_steps import next_commands, note_of
+from beitcli.engine.report.next_steps import next_commands, note_of, tokenizer_commands
 from beitcli.escaping import shell_line
 from tests.documents.reading import flags_of
 
@@ -65,3 +67,28 @@ def test_images_of_stdin_cannot_be_read_again(command: str) -> None:
     for line in lines(command, data=["-"], recipe="tiny"):
         assert " - " not in line
         assert "sample" not in line
+
+
+@pytest.mark.parametrize(
+    ("there", "taken", "free"),
+    [
+        ([], "own", "runs/tokenizer"),
+        ([], "runs/tokenizer", "runs/tokenizer-2"),  # of a run that was copied here without it
+        (["runs/tokenizer"], "own", "runs/tokenizer-2"),
+        (["runs/tokenizer", "runs/tokenizer-2"], "runs/tokenizer/", "runs/tokenizer-3"),
+    ],
+)
+def test_another_tokenizer_is_trained_into_a_free_folder_and_pretrained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: list[str], taken: str, free: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in there:
+        (tmp_path / folder).mkdir(parents=True)
+    found = tokenizer_commands({"data": ["photos/"], "recipe": "tiny", "tokenizer": taken})
+    assert [shell_line(words) for words in found] == [
+        f"beit train-tokenizer photos/ --recipe small --out {free}",
+        f"beit tokenize photos/ --tokenizer {free} --stats",
+        f"beit pretrain photos/ --recipe tiny --tokenizer {free}",
+    ]
+    for words in found:
+        assert resolve(*flags_of(shell_line(words))).config

@@ -121,6 +121,8 @@ def test_the_captions_of_previews_are_legible(browser: Any, tmp_path: Path, widt
         scrolled = page.locator("#preview-pictures .scroll").first
         scrolled.focus()
         page.keyboard.press("ArrowRight")
+        if scrolled.evaluate("(box) => box.scrollWidth > box.clientWidth"):
+            page.wait_for_function("document.querySelector('#preview-pictures .scroll').scrollLeft > 0")
         assert scrolled.evaluate("(box) => box.clientWidth") <= width
         assert page.text_content("#previews-title") == "Held-out images over training"
 

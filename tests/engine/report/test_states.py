@@ -15,6 +15,7 @@ from beitcli.config.resolve import resolve
 from beitcli.engine.report.page import report_document, report_page
 from beitcli.engine.report.run_state import read_run
 from beitcli.engine.report.run_time import RunTime
+from beitcli.engine.trainer.metric_writers.jsonl import MetricsJsonl
 from beitcli.runtime.storage.run_dir import RunFolder, hold_run
 from tests.engine.report.test_document import classified, saved, write_run
 
@@ -79,7 +80,7 @@ def test_the_time_of_a_run_is_the_whole_and_its_parts(tmp_path: Path) -> None:
             json.dumps({"step": 40, "seconds": seconds, "measuring_seconds": measuring})
         )
     (told,) = report_document([run])["runs"]
-    assert told["seconds"] == pytest.approx(192.3)
+    assert (told["seconds"], told["total_seconds"]) == (12.4, pytest.approx(192.3))
     assert told["facts"]["time"] == "3 min 12 s: tokenizer 2 min 58 s, training 12 s, measuring 2 s"
     assert told["facts"]["time"] in report_page([run])
     assert str(RunTime(training=7300.0)) == "2 h 01 min"
@@ -93,17 +94,27 @@ def test_a_run_that_goes_on_shows_its_last_logged_step_and_its_tokenizers(tmp_pa
     assert (read_run(run).state, read_run(run).step, read_run(run).when) == ("stopped", 20, 1e9)
     held = hold_run(run)
     going_on = read_run(run)
-    assert (going_on.state, going_on.step) == ("running", 40)
+    assert (going_on.state, going_on.step) == ("running", 20)  # 40 was logged by the attempt before
     assert going_on.when > 1.7e9
+    writer = MetricsJsonl()
+    writer.start(RunFolder(run), {})
+    writer.rewind(20)
+    assert read_run(run).step == 20
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 23, "loss": 1.0}\n')
+    assert read_run(run).step == 23
     del held
     assert read_run(run).state == "stopped"
     begun, own = tmp_path / "begun", tmp_path / "begun" / "tokenizer"
     own.mkdir(parents=True)
     (begun / "config.toml").write_text('command = "pretrain"\n')
     (own / "metrics.jsonl").write_text('{"step": 7, "loss": 1.0}\n')
+    make_older(own / "metrics.jsonl")
     assert (read_run(begun).state, read_run(begun).tokenizer_step) == ("empty", None)
     held = hold_run(begun)
-    assert (read_run(begun).state, read_run(begun).tokenizer_step) == ("running", 7)
+    assert (read_run(begun).state, read_run(begun).tokenizer_step) == ("running", None)
+    (own / "metrics.jsonl").write_text('{"step": 3, "loss": 1.0}\n')
+    assert (read_run(begun).state, read_run(begun).step, read_run(begun).tokenizer_step) == ("running", 0, 3)
     del held
 
 

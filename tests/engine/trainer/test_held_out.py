@@ -19,14 +19,16 @@ from beitcli.config.resolve import resolve
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.subset import Subset
+from beitcli.engine.classification.finetune import _validation
 from beitcli.engine.events import Progress
 from beitcli.engine.pretrain import pretrain
 from beitcli.engine.report.page import report_document
 from beitcli.engine.train_tokenizer import train_tokenizer
-from beitcli.engine.trainer.data import hold_out, validation_images
+from beitcli.engine.trainer.data import hold_out, hold_out_annotated, validation_images
 from beitcli.engine.trainer.dry_run import duration
-from beitcli.errors import DataError
+from beitcli.errors import DataError, UsageError
 from beitcli.models.checkpoints.open import open_checkpoint
+from beitcli.runtime.distributed.world import SINGLE_PROCESS
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 
 TINY = ("--recipe", "tiny", "--image-size", 32, "--num-masked", 6, "--batch-size", 8, "--workers", 0, "--device", "cpu")
@@ -143,15 +145,53 @@ def test_measured_images_that_are_training_images_are_called_so_everywhere(tmp_p
 )
 def test_a_finetuning_holds_out_a_fifth_of_few_images_and_a_twentieth_of_many(images, holdout, kept):
     config = resolve(FinetuneConfig, {"data": ["sample"], "init": "random", "holdout": holdout}).config
-    assert validation_images(config, images) == kept
+    assert validation_images(config, images, 1024) == kept
+
+
+@pytest.mark.parametrize(
+    ("images", "holdout", "most", "kept"),
+    [
+        (100_000, 50, 1024, 1024), (100_000, 2000, 1024, 2000), (100_000, 2000, 512, 2000), (100_000, 0, 512, 512),
+        (5000, 2000, 512, 1000), (5000, 600, 512, 600), (100_000, 900, 1024, 1024),
+    ],
+)  # fmt: skip
+def test_a_twentieth_of_many_images_has_a_limit_and_what_is_asked_for_has_none(images, holdout, most, kept):
+    config = resolve(FinetuneConfig, {"data": ["sample"], "init": "random", "holdout": holdout}).config
+    assert validation_images(config, images, most) == kept
+
+
+class Drawn(Subset):
+    """Images of a source over and over, each of an alternating class."""
+
+    classes = ("a", "b")
+
+    def label(self, index: int) -> int:
+        return index % 2
+
+
+def test_every_task_holds_out_as_many_images_as_are_asked_for(labelled_folder):
+    """Of 12,000 images 2,400 are a fifth."""
+    source = Drawn(open_data([str(labelled_folder)]), np.arange(12_000) % 24)
+    config = resolve(FinetuneConfig, {"data": ["sample"], "init": "random", "holdout": 1500}).config
+    held, _ = _validation(config, source, 32, lambda event: None, SINGLE_PROCESS)
+    assert (len(held.measured), len(held.training)) == (1500, 10_500)
+    training, measured, name, is_apart = hold_out_annotated(source, lambda some: Subset(source, some), config)
+    assert (len(measured), len(training), name, is_apart) == (1500, 10_500, "1,500 held-out images", True)
+
+
+def test_images_to_hold_out_are_refused_beside_images_to_measure_on():
+    flags = {"data": ["sample"], "init": "random", "val": "sample"}
+    with pytest.raises(UsageError, match="--holdout has no effect with --val"):
+        resolve(FinetuneConfig, flags | {"holdout": 2000})
+    assert resolve(FinetuneConfig, flags).config.holdout == 50
 
 
 def test_a_finetuning_of_an_earlier_version_goes_on_with_the_images_it_held_out(finetuned_run, tmp_path):
     saved = Path(shutil.copytree(finetuned_run, tmp_path / "run")) / "config.toml"
     flags = {"out": str(saved.parent), "resume": True}
-    assert validation_images(resolve(FinetuneConfig, flags).config, 24) == 4
+    assert validation_images(resolve(FinetuneConfig, flags).config, 24, 1024) == 4
     saved.write_text("".join(line for line in saved.read_text().splitlines(True) if not line.startswith("holdout")))
-    assert validation_images(resolve(FinetuneConfig, flags).config, 24) == 1
+    assert validation_images(resolve(FinetuneConfig, flags).config, 24, 1024) == 1
 
 
 def listed(run: Path) -> list[str]:

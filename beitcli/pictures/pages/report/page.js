@@ -33,10 +33,11 @@ const measuredAt = (run, step) => typeof step === "number" && step !== run.step 
 byId("title").textContent = several ? `Report of ${report.runs.length} runs` : `Report: ${report.runs[0].name}`;
 byId("runs").classList.toggle("several", several);
 report.runs.forEach((run, number) => {
-  const hours = run.seconds >= 3600 ? `${(run.seconds / 3600).toFixed(1)} h` : run.seconds >= 60 ? `${Math.round(run.seconds / 60)} min` : `${Math.round(run.seconds)} s`;
+  const seconds = run.total_seconds;
+  const hours = seconds >= 3600 ? `${(seconds / 3600).toFixed(1)} h` : seconds >= 60 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds)} s`;
   const epochs = typeof run.epoch === "number" ? `, ${run.epoch.toFixed(2)} epochs` : "";
   const elsewhere = measuredAt(run, run.measured_step);
-  const said = `${run.state}, step ${whole(run.step)}${epochs}${run.seconds ? `, ${hours}` : ""}${elsewhere && `, ${elsewhere}`}`;
+  const said = `${run.state}, step ${whole(run.step)}${epochs}${seconds ? `, ${hours}` : ""}${elsewhere && `, ${elsewhere}`}`;
   const swatch = several ? element("i", { class: "swatch", style: `background:${colour(number)}` }) : null;
   const heading = element("h2", {}, element("span", {}, swatch, run.name), element("span", { class: "soft" }, `${GRADES[run.verdict.grade]} · ${said}`));
   const figures = element("ul", { class: "figures" }, ...run.figures.slice(0, 8).map((figure) =>
