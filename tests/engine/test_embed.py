@@ -231,7 +231,7 @@ def test_a_stopped_job_goes_on_and_equals_one_that_was_not(
     else:
         assert not file.exists()
         rows.write_bytes(rows.read_bytes()[:-3])  # of the last row a part only was written
-    with pytest.raises(UsageError, match="exists? already"):
+    with pytest.raises(UsageError, match=r"exists? already"):
         list(embed(config_of(pretrained_run, labelled_folder, output=str(file))))
     said: list[Any] = []
     list(embed(config_of(pretrained_run, labelled_folder, output=str(file), resume=True), said.append))
