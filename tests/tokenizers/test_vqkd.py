@@ -85,7 +85,7 @@ def test_what_is_measured_is_the_cosine_to_the_teacher(run):
     assert -1 <= lines[-1]["held_out_cosine"] <= 1
     card = (run / "README.md").read_text()
     assert "# A visual tokenizer (VQ-KD)" in card
-    assert "| cosine | " in card
+    assert "| cosine to the teacher's features | " in card
     assert "PSNR" not in card
 
 
