@@ -210,7 +210,7 @@ def test_command_draws_what_the_page_shows(page):
     assert shown == [*words[:-2], "--threshold", "0.6", "--smooth", "-o"]
     assert "-60percent-smooth-" in output
     layer = int(words[words.index("--layer") + 1])
-    assert text(page, "layer-said") == f"{layer + 1} of {layer + 1} (--layer {layer})"
+    assert text(page, "layer-said") == f"{layer} (of 0 to {layer})"
     assert text(page, "share-said") == "60 % of the attention"
 
 
