@@ -71,10 +71,10 @@ def list_recipes(config: RecipesConfig) -> list[Recipe]:
             hint = f"{suggestion(word, [*names, *all_names])} {_there_are(names, config.name)}"
             raise UsageError(f"There is no recipe '{word}'.", hint.strip())
     asked = [word for word in config.name if word in names] or commands
-    wanted = [word for word in config.name if word not in names] or all_names
+    named = [word for word in config.name if word not in names]
     found = [_recipe(command, name) for command in commands if command in asked for name in names[command]]
-    found = [recipe for recipe in found if recipe.name in wanted]
-    lacking = next((word for word in wanted if config.name and word in config.name and not _has(found, word)), None)
+    found = [recipe for recipe in found if not named or recipe.name in named]
+    lacking = next((word for word in named if not _has(found, word)), None)
     if lacking is not None:
         raise UsageError(f"{' and '.join(asked)} has no recipe '{lacking}'.", _there_are(names, asked))
     return found
