@@ -85,32 +85,25 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command("pretrain", "Train", "Pretrain a BEiT by masked image modeling."),
-    Command(
-        "finetune", "Train", "Finetune a classifier, a segmenter or a detector from a pretrained BEiT, or from scratch."
-    ),
-    Command("train-tokenizer", "Train", "Train a visual tokenizer on images: a discrete VAE, or another --kind."),
-    Command(
-        "eval",
-        "Use",
-        "Measure finetuned models or frozen features on labels, masks or boxes, or a pretrained run by its likelihood "
-        "bound.",
-    ),
-    Command("predict", "Use", "Classify images, segment them, or detect objects in them, with a finetuned model."),
-    Command("embed", "Use", "Write the features of images, or find the images nearest to one."),
+    Command("finetune", "Train", "Finetune a classifier, a segmenter or a detector."),
+    Command("train-tokenizer", "Train", "Train a visual tokenizer, a discrete VAE or another."),
+    Command("eval", "Use", "Measure models or frozen features on labelled images."),
+    Command("predict", "Use", "Classify images, segment them, or detect objects."),
+    Command("embed", "Use", "Write features of images, or find the nearest images."),
     Command("tokenize", "Look", "Turn images into visual tokens, and back."),
     Command("mask-preview", "Look", "Show what pretraining hides of an image."),
     Command("attn-map", "Look", "Draw what a BEiT attends to from points of an image."),
     Command("doctor", "Look", "Check every image: damaged, odd or duplicate."),
     Command("pack", "Look", "Write images into shards that are fast to train from."),
-    Command("inspect", "Weights", "Describe a checkpoint: format, kind, size, grid, vocabulary, classes."),
-    Command("export", "Weights", "Write a model for timm, transformers, the release's code or ONNX, and verify it."),
+    Command("inspect", "Weights", "Describe a checkpoint: format, size, grid, classes."),
+    Command("export", "Weights", "Write a model for timm, transformers or ONNX, verified."),
     Command("recipes", "About", "List the recipes of every command, or show one."),
     Command("runs", "About", "List runs with state, step and metrics."),
-    Command("report", "About", "Write the report of a run, or of several side by side, as one page."),
+    Command("report", "About", "Write the report of a run, or of several, as a page."),
     Command("env", "About", "Show versions, machine and GPUs, for a bug report."),
     Command("cache", "About", "Show what is in the cache folder, or delete from it."),
 )
-HELP = ("help", "About", "Show the help of a command, or with --man a manual page of all.")  # parsed by `app`
+HELP = ("help", "About", "Show the help of a command, or all as a manual page.")  # parsed by `app`
 BY_NAME = {command.name: command for command in COMMANDS}
 
 

@@ -58,11 +58,12 @@ OWN_OPTIONS = (
 
 def program_help() -> str:
     """Returns the help of the program, for stdout."""
-    panels = {"Options": list(OWN_OPTIONS)}
+    panels: dict[str, list[Row]] = {}
     for panel, commands in groupby(COMMANDS, lambda command: command.panel):
         panels[panel] = [Row(command.name, "", command.summary) for command in commands]
     name, panel, summary = HELP
     panels[panel].append(Row(name, "", summary))
+    panels["Options"] = list(OWN_OPTIONS)
     return _page("Usage: beit [OPTIONS] COMMAND [ARGS]...", _INTRO, panels)
 
 

@@ -21,6 +21,7 @@ _FACTS = ("layer", "images")  # shown next to the metrics, never in bold
 _LESS_IS_BETTER = ("bits_per_dim",)
 _BASELINE = "baseline_accuracy"
 _WHOLE = 36  # characters
+_TITLES = {"bad": "unreadable images"}  # of fields whose names in JSON say less
 _UNRANKED = (_BASELINE, "deviation", "posterior_entropy", "bound_se")  # metrics that are neither good nor bad
 
 
@@ -32,6 +33,10 @@ def in_words(report: Mapping[str, Any], epochs: float | None = None) -> dict[str
     """
     classes = report.get("classes") or 0
     shown = {name: value for name, value in report.items() if not (is_idle(name, classes) or _is_interval(name))}
+    if shown.get("bad") == 0:
+        del shown["bad"]
+    if shown.get("protocol") == "head":  # how a finetuned model is always measured
+        del shown["protocol"]
     if "top1" in shown:
         if interval := report.get("top1_interval"):
             shown["top1"] = f"{report['top1']:.4f} (95%: {_interval_text(interval)})"
@@ -188,7 +193,7 @@ def _table(title: str = "", *, show_header: bool = True) -> Table:
 def _name(name: str) -> Text:
     from rich.text import Text
 
-    return Text(terminal_line(name.replace("_", " ")))
+    return Text(terminal_line(_TITLES.get(name, name.replace("_", " "))))
 
 
 def _is_number(value: Any) -> bool:

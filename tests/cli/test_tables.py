@@ -88,6 +88,14 @@ def test_top1_is_told_once_with_its_interval_and_the_most_frequent_class() -> No
     assert (chosen["top1"], "top1_interval" in chosen) == (0.475, False)
 
 
+def test_what_every_evaluation_has_in_common_is_not_shown() -> None:
+    assert in_words({"protocol": "head", "bad": 0, "images": 5}) == {"images": 5}
+    assert shown(facts_table(in_words({"protocol": "knn", "bad": 2}))) == [
+        "protocol           knn",
+        "unreadable images  2",
+    ]
+
+
 def test_accuracy_of_a_pretraining_has_its_error_beside_it_and_images_are_told_once() -> None:
     measured = {"masked_accuracy": 0.04506, "masked_accuracy_std_error": 0.00407, "measured_images": 512}
     told = in_words({**measured, "measured_on": "512 held-out images"})

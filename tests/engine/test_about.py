@@ -19,8 +19,12 @@ from beitcli.runtime.extras import EXTRAS
 from beitcli.runtime.storage.run_dir import RunFolder
 
 
+def runs_of(beit, folder):
+    return json.loads(beit("runs", folder, "--json").out)
+
+
 def test_recipes_lists_every_recipe_with_what_it_is_for(beit):
-    found = beit("recipes", "--json").lines[0]
+    found = json.loads(beit("recipes", "--json").out)
     assert {(each["command"], each["name"]) for each in found} == {
         (path.parent.name, path.stem) for path in RECIPES.glob("*/*.toml")
     }
@@ -28,6 +32,15 @@ def test_recipes_lists_every_recipe_with_what_it_is_for(beit):
     base = next(each for each in found if (each["command"], each["name"]) == ("pretrain", "base"))
     assert base["about"] == "BEiT-B on ImageNet-1k, as in the paper: arXiv 2106.08254, Table 12 and section 2.5"
     assert base["settings"] == tomllib.loads((RECIPES / "pretrain" / "base.toml").read_text())
+
+
+def test_lists_have_a_line_for_each_element_in_one_json_document(beit, folder_of_runs, tmp_path):
+    for ended in (beit("recipes", "--json"), beit("runs", folder_of_runs, "--json")):
+        first, *elements, last = ended.out.splitlines()
+        assert (first, last) == ("[", "]")
+        assert [json.loads(line.rstrip(",")) for line in elements] == json.loads(ended.out)
+    (tmp_path / "none").mkdir()
+    assert beit("runs", tmp_path / "none", "--json").out in ("", "[]\n")
 
 
 def test_recipes_on_a_terminal_are_by_command_smallest_first_without_sources(beit, monkeypatch):
@@ -43,7 +56,7 @@ def test_recipes_on_a_terminal_are_by_command_smallest_first_without_sources(bei
 
 
 def test_recipes_shows_one_of_each_command_that_has_it(beit):
-    assert [each["command"] for each in beit("recipes", "base", "--json").lines[0]] == ["pretrain", "finetune"]
+    assert [each["command"] for each in json.loads(beit("recipes", "base", "--json").out)] == ["pretrain", "finetune"]
 
 
 def test_an_unknown_recipe_gets_a_suggestion(beit):
@@ -64,7 +77,7 @@ def test_an_unknown_recipe_gets_a_suggestion(beit):
     ids=str,
 )
 def test_recipes_takes_commands_and_names_in_any_order(beit, words, found):
-    assert [(each["command"], each["name"]) for each in beit("recipes", *words, "--json").lines[0]] == found
+    assert [(each["command"], each["name"]) for each in json.loads(beit("recipes", *words, "--json").out)] == found
 
 
 def test_recipes_says_what_there_is_when_a_name_is_unknown(beit):
@@ -90,7 +103,7 @@ def folder_of_runs(tmp_path, pretrained_run, finetuned_run):
 
 
 def test_runs_tells_state_step_and_figures(beit, folder_of_runs, finetuned_run):
-    found = {each["run"]: each for each in beit("runs", folder_of_runs, "--json").lines[0]}
+    found = {each["run"]: each for each in runs_of(beit, folder_of_runs)}
     assert found.keys() == {str(folder_of_runs / name) for name in ("a", "deep/b", "c")}
     a, b, c = (found[str(folder_of_runs / name)] for name in ("a", "deep/b", "c"))
     assert (a["command"], a["recipe"], a["state"], a["step"]) == ("pretrain", "tiny", "done", 4)
@@ -105,10 +118,10 @@ def test_a_run_that_was_stopped_in_its_tokenizer_is_stopped(beit, folder_of_runs
     interrupted = folder_of_runs / "d"
     interrupted.mkdir()
     shutil.copy(folder_of_runs / "a" / "config.toml", interrupted)
-    (found,) = (each for each in beit("runs", folder_of_runs, "--json").lines[0] if each["run"] == str(interrupted))
+    (found,) = (each for each in runs_of(beit, folder_of_runs) if each["run"] == str(interrupted))
     assert (found["state"], found["tokenizer_step"]) == ("empty", None)
     shutil.copytree(tokenizer_run, interrupted / "tokenizer")
-    (found,) = (each for each in beit("runs", folder_of_runs, "--json").lines[0] if each["run"] == str(interrupted))
+    (found,) = (each for each in runs_of(beit, folder_of_runs) if each["run"] == str(interrupted))
     assert (found["state"], found["step"], found["tokenizer_step"]) == ("stopped", 0, 4)
 
 
@@ -127,7 +140,7 @@ def test_runs_writes_a_share_as_a_percentage_however_they_are_sorted(beit, tmp_p
     assert "masked accuracy 8.4%" in told["masked_accuracy"]
     assert "standard error of the masked accuracy 0.0029" in told["masked_accuracy_std_error"]
     assert "mean IoU 30.0%" in told["miou"]
-    (found,) = beit("runs", run.parent, "--sort", "miou", "--json").lines[0]
+    (found,) = json.loads(beit("runs", run.parent, "--sort", "miou", "--json").out)
     assert found["figures"] == figures
 
 
@@ -136,7 +149,8 @@ def test_runs_sorts_by_a_figure_with_those_that_lack_it_behind(beit, folder_of_r
         path = max((folder_of_runs / name / "checkpoints").glob("step-*")) / "trainer.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"figures": figures}))
     names = [
-        os.path.basename(each["run"]) for each in beit("runs", folder_of_runs, "--sort", "loss", "--json").lines[0]
+        os.path.basename(each["run"])
+        for each in json.loads(beit("runs", folder_of_runs, "--sort", "loss", "--json").out)
     ]
     assert names == ["c", "a", "b"]
     ended = beit("runs", folder_of_runs, "--sort", "nothing")
@@ -146,7 +160,7 @@ def test_runs_sorts_by_a_figure_with_those_that_lack_it_behind(beit, folder_of_r
 
 def test_a_run_whose_lock_is_held_is_running_and_may_be_listed(beit, folder_of_runs):
     run = RunFolder.create(folder_of_runs / "c", resume=True)
-    found = {each["run"]: each["state"] for each in beit("runs", folder_of_runs, "--json").lines[0]}
+    found = {each["run"]: each["state"] for each in runs_of(beit, folder_of_runs)}
     assert found[str(folder_of_runs / "c")] == "running"
     del run
 
@@ -157,7 +171,7 @@ def test_runs_takes_damaged_files_for_what_they_are(beit, folder_of_runs):
     (newest / "trainer.json").write_text("[1, 2")
     os.mkfifo(folder_of_runs / "deep" / "config.toml")  # a folder above b that looks like a run, and cannot be read
     (folder_of_runs / "c" / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5}\n{"step": 4, "lo')
-    found = {each["run"]: each for each in beit("runs", folder_of_runs, "--json").lines[0]}
+    found = {each["run"]: each for each in runs_of(beit, folder_of_runs)}
     assert found[str(folder_of_runs / "a")]["command"] == found[str(folder_of_runs / "deep")]["command"] == "?"
     (newest / "trainer.json").write_text('{"step": ' + "9" * 400 + ', "figures": {"loss": ' + "9" * 400 + "}}")
     assert beit("runs", folder_of_runs, "--json").code == 0

@@ -81,8 +81,8 @@ def text(page: Any, part: str) -> str:
 
 
 def share(words: str) -> float:
-    """The share that words such as `12.3 % at row 1, column 2` begin with."""
-    return float(words.split(" %")[0]) / 100
+    """The share that words such as `12.3% at row 1, column 2` begin with."""
+    return float(words.partition("%")[0]) / 100
 
 
 def assert_shows(page: Any, entry: dict[str, Any]) -> None:
@@ -211,7 +211,18 @@ def test_command_draws_what_the_page_shows(page):
     assert "-60percent-smooth-" in output
     layer = int(words[words.index("--layer") + 1])
     assert text(page, "layer-said") == f"{layer} (of 0 to {layer})"
-    assert text(page, "share-said") == "60 % of the attention"
+    assert text(page, "share-said") == "60% of the attention"
+
+
+def test_command_is_on_one_line_and_copied_whole(page):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.mouse.click(*patch_centre(page, 1, 1))
+    lines = "(element) => element.getClientRects().length"
+    assert page.locator("#command").evaluate(lines) == 1
+    page.click("#copy")
+    assert page.locator("#copy").text_content() == "Copied"
+    assert page.evaluate("navigator.clipboard.readText()") == text(page, "command")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_gallery_keeps_names_as_text_and_switches_images(page, folder, pretrained_run):

@@ -55,7 +55,7 @@ def _facts(report: DoctorReport) -> dict[str, str]:
 def _shorter_side(sizes: dict[str, Any]) -> str:
     if sizes["least"] == sizes["greatest"]:
         return f"{sizes['least']} pixels"
-    return "{least} to {greatest} pixels, half up to {median}".format(**sizes)
+    return "{least} to {greatest} pixels, median {median}".format(**sizes)
 
 
 def _of_split(report: DoctorReport, split: str) -> str:

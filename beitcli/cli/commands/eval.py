@@ -29,6 +29,7 @@ DECLARATION = Declaration(
         "beit eval runs/mine held-out/ --train photos/ --protocol elbo --positions all",
     ),
     about="Several MODELs may stand before DATA: arguments between the first and the last are MODELs as long as they "
-    "are runs, checkpoints, files or folders of weights, hf://OWNER/NAME, timm/NAME or random; what follows is DATA.",
+    "are runs, checkpoints, files or folders of weights, hf://OWNER/NAME, timm/NAME or random; what follows is DATA. "
+    "Labels are classes, masks or boxes; `--protocol elbo` needs none: the likelihood bound of a pretrained run.",
     run=_run,
 )

@@ -9,7 +9,7 @@ from itertools import groupby
 from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
 from beitcli.config.about import RecipesConfig
-from beitcli.runtime.storage.safe_json import dump_json
+from beitcli.runtime.storage.safe_json import dump_rows
 
 _SOURCE = re.compile(r" \(arXiv [^)]*\)|(:|; source:) arXiv .*")
 
@@ -24,7 +24,7 @@ def _run(config: RecipesConfig, console: CommandConsole) -> None:
 
     recipes = list_recipes(config)
     if console.wants_json:
-        console.print_line(dump_json([asdict(recipe) for recipe in recipes]))
+        console.print_line(dump_rows(asdict(recipe) for recipe in recipes))
     elif any(recipe.name in config.name for recipe in recipes):
         for recipe in recipes:
             console.print_text(f"# beit {recipe.command} --recipe {recipe.name}\n{recipe.text}\n")

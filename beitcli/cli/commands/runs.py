@@ -9,7 +9,7 @@ from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
 from beitcli.config.about import KEY_FIGURES, RunsConfig
 from beitcli.runtime.metric_text import counted, figure_text, key_figures, metric_title
-from beitcli.runtime.storage.safe_json import dump_json
+from beitcli.runtime.storage.safe_json import dump_rows
 
 
 def _run(config: RunsConfig, console: CommandConsole) -> None:
@@ -30,7 +30,7 @@ def _run(config: RunsConfig, console: CommandConsole) -> None:
 
     runs = list_runs(config)
     if console.wants_json:
-        console.print_line(dump_json([asdict(run) for run in runs]))
+        console.print_line(dump_rows(asdict(run) for run in runs))
         return
     rows = []
     for run in runs:

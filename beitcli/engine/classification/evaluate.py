@@ -137,7 +137,8 @@ def class_columns(source: Source, classes: Sequence[str]) -> list[int]:
     unknown = [name for name in source.classes or () if name not in column_of]
     if unknown:
         raise DataError(
-            f"{len(unknown)} classes of the data are none of the model's {len(classes)} (first: '{unknown[0]}').",
+            f"The model does not know {len(unknown)} of the {len(source.classes or ())} classes of the data, "
+            f"the first: '{unknown[0]}'. It knows {len(classes)}.",
             "Name the class folders as in training, or finetune on this data.",
         )
     return [column_of[name] for name in source.classes or ()]

@@ -15,6 +15,7 @@ from beitcli.engine.doctor.copies import Copies, find_copies
 from beitcli.engine.doctor.label_conflicts import label_conflicts
 from beitcli.engine.doctor.marks import MARKS
 from beitcli.engine.trainer.preflight.amount import few_findings, held_out_images, one_image_findings
+from beitcli.engine.trainer.preflight.empty_folders import empty_folder_findings
 from beitcli.engine.trainer.preflight.findings import Severity
 from beitcli.engine.trainer.preflight.schedule import class_findings
 from beitcli.runtime.metric_text import counted
@@ -262,7 +263,7 @@ def _of_classes(parts: dict[str, Source]) -> Iterator[DataFinding]:
         return f"Split {name}: " if len(parts) > 1 else ""
 
     for name, part in parts.items():
-        for each in class_findings(part):
+        for each in (*class_findings(part), *empty_folder_findings(part)):
             yield DataFinding(each.kind, each.severity, 0, prefix(name) + each.what, each.way_out)
         if part.classes is not None and len(part.classes) == 1:
             what = f"{prefix(name)}All images are of one class, '{part.classes[0]}'."

@@ -91,7 +91,8 @@ def verdict_of(measured: Measured) -> Verdict:
     """Returns the verdict on a run."""
     last = measured.measurings[-1][1] if measured.measurings else {}
     if not last:
-        return Verdict("unknown", "Nothing was measured yet.")
+        so_far = " but its tokenizer" if measured.tokenizer and measured.tokenizer.measurings else ""
+        return Verdict("unknown", f"Nothing{so_far} was measured yet.")
     found = _judged(last, measured)
     if not measured.on_training:
         return found

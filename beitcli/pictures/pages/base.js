@@ -3,6 +3,11 @@
 const pageData = () => JSON.parse(document.getElementById("data").textContent);
 // The bytes of a base64 text, whose buffer serves typed arrays too.
 const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+// A button copies the text that it is given at the time.
+const copiesOnClick = (button, text) => button.addEventListener("click", async () => {
+  try { await navigator.clipboard.writeText(text()); button.textContent = "Copied"; } catch { button.textContent = "Not allowed"; }
+  setTimeout(() => { button.textContent = "Copy"; }, 1500);
+});
 
 // A button with the id "theme" goes from the system's choice of light or dark to the other one, and back.
 (() => {

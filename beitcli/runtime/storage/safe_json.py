@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -29,6 +30,12 @@ def dump_json(value: Any, **how: Any) -> str:
         return json.dumps(value, allow_nan=False, **how)
     except ValueError:
         return json.dumps(_finite(value), allow_nan=False, **how)
+
+
+def dump_rows(rows: Iterable[Any]) -> str:
+    """Formats an array with a line for each element: one JSON document that `head` and `grep` can cut too."""
+    lines = ",\n".join(dump_json(row) for row in rows)
+    return f"[\n{lines}\n]" if lines else "[]"
 
 
 def _finite(value: Any) -> Any:

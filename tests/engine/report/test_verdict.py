@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from beitcli.engine.report.intervals import student_95, wilson
-from beitcli.engine.report.verdict import Measured, verdict_of
+from beitcli.engine.report.verdict import Measured, Verdict, verdict_of
 from beitcli.engine.segmentation.metrics import metrics_of
 
 TOKENS = {"masked_accuracy": 0.042, "baseline_accuracy": 0.00382, "loss": 5.52, "unigram_entropy": 6.83}
@@ -235,7 +235,11 @@ def test_a_share_that_was_better_before_is_told_as_a_percentage() -> None:
 
 
 def test_what_is_not_measured_or_not_known_is_no_verdict() -> None:
-    assert verdict_of(Measured("pretrain", [])).grade == "unknown"
+    assert verdict_of(Measured("pretrain", [])) == Verdict("unknown", "Nothing was measured yet.")
+    tokenizer = Measured("train-tokenizer", [(6, FEW)], vocab_size=256)
+    assert (
+        verdict_of(Measured("pretrain", [], tokenizer=tokenizer)).text == "Nothing but its tokenizer was measured yet."
+    )
     assert judged({"mean_error": 0.25, "images": 70}, "finetune") == ("unknown", "mean error 0.25 on 70 images.")
 
 

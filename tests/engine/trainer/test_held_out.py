@@ -317,6 +317,9 @@ def test_finetune_measures_on_the_val_split_of_its_folder(tmp_path, labelled_fol
     assert ended.code == 0, ended.err
     assert ended.lines[0]["images"] == 16
     assert ended.lines[0]["measured_on"].endswith("split val")
+    ended = beit("finetune", tmp_path / "data", "--init", "random", "--recipe", "tiny", "--holdout", 5, "--dry-run")
+    assert ended.code == 2
+    assert "--holdout 5 has no effect: DATA has a validation split" in ended.err
 
 
 @pytest.mark.parametrize("kept_in", ["folder", "tar", "parquet"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any
 
 from beitcli.config.common import Training
 from beitcli.data.sources.base import Source
-from beitcli.data.sources.files import folders_below
-from beitcli.data.sources.formats.folder import FolderSource
 from beitcli.engine.events import OnEvent
 from beitcli.engine.trainer.preflight.amount import refusals
+from beitcli.engine.trainer.preflight.empty_folders import empty_folder_findings
 from beitcli.engine.trainer.preflight.findings import Finding, tell
 from beitcli.engine.trainer.preflight.looked_at import image_findings, look
 from beitcli.engine.trainer.preflight.overlap import overlap_findings
@@ -25,7 +23,6 @@ from beitcli.runtime.storage.checkpoint import newest_checkpoint
 
 _DOCTOR = ("beit", "doctor", "DATA")
 _LONGEST = 120  # characters of a command in a finding
-_MOST_FOLDERS = 10_000  # below DATA, looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +61,7 @@ class Preflight:
         yield from self.others
         if self.labelled:
             yield from class_findings(self.training)
-            yield from _empty_folders(self.training)
+            yield from empty_folder_findings(self.training)
         yield from image_findings(look(self.training), self.size, from_scratch=self.from_scratch)
         if self.is_apart:
             yield from overlap_findings(self.training, self.measured)
@@ -90,19 +87,3 @@ class Preflight:
         if "-" in self.config.data or len(command) > _LONGEST:
             return finding
         return replace(finding, way_out=finding.way_out.replace(" ".join(_DOCTOR), command))
-
-
-def _empty_folders(training: Source) -> Iterator[Finding]:
-    """Yields whether folders beside those of the classes hold no images, and so are no classes."""
-    empty: list[str] = []
-    for leaf in training.leaves():
-        if isinstance(leaf, FolderSource) and leaf.classes is not None:
-            there, with_images = folders_below(leaf.root)[:_MOST_FOLDERS], set(leaf.classes)
-            empty += [os.path.join(leaf.root, name) for name in there if name not in with_images]
-    if empty:
-        yield Finding(
-            "empty-folders",
-            "warning",
-            f"{len(empty)} folder{'s'[: len(empty) > 1]} without images will be no class, the first: '{empty[0]}'.",
-            "Put images there, or remove it.",
-        )

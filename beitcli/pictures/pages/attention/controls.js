@@ -95,6 +95,7 @@ function drawView() {
   });
   return canvas;
 }
+copiesOnClick(part("copy"), () => part("command").textContent);
 part("save").addEventListener("click", () => drawView().toBlob((blob) => {
   const link = made("a");
   link.href = URL.createObjectURL(blob);

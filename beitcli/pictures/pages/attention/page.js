@@ -102,7 +102,7 @@ function paint(canvas, row, times, solid) {
 function percent(share, step = 0) {
   const wanted = share > 0 ? 2 - Math.floor(Math.log10(100 * share)) : 2;
   const held = step > 0 ? Math.floor(-Math.log10(100 * step)) : 6;
-  return (100 * share).toFixed(Math.max(0, Math.min(wanted, held, 6))) + " %";
+  return (100 * share).toFixed(Math.max(0, Math.min(wanted, held, 6))) + "%";
 }
 
 function drawScale(row) {
@@ -166,8 +166,8 @@ function write(row) {
   whole.className = "whole";
   whole.textContent = range;
   part("layer-said").replaceChildren(`${counted} `, whole);
-  part("share-said").textContent = Math.round(100 * state.share) + " % of the attention";
-  part("opacity-said").textContent = Math.round(100 * state.opacity) + " %";
+  part("share-said").textContent = Math.round(100 * state.share) + "% of the attention";
+  part("opacity-said").textContent = Math.round(100 * state.opacity) + "%";
   part("heads-title").textContent = `All heads of ${layerSaid()}`;
   part("precision").textContent = "The numbers of the strongest patch and of the class token are exact; those of the " +
     `other patches are held in ${row.steps.toLocaleString("en")} steps of the strongest.`;

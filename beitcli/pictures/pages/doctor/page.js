@@ -57,7 +57,7 @@ const facts = [
   ["Images", `${count(data.images)}, ${data.size}`],
   ["Splits", Object.keys(data.splits).length > 1 ? list(data.splits) : ""],
   ["Formats", list(data.formats)],
-  ["Shorter side", data.sizes.median ? `${data.sizes.least} to ${data.sizes.greatest}, half up to ${data.sizes.median}` : ""],
+  ["Shorter side", data.sizes.median ? `${data.sizes.least} to ${data.sizes.greatest}, median ${data.sizes.median}` : ""],
   ["Classes", data.classes.map((each) => count(each.of)).join(", ")],
 ];
 for (const [name, text] of facts) {

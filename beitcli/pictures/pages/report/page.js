@@ -411,18 +411,18 @@ if (withBad.length) {
     element("p", {}, `${several ? `${run.name}: ` : ""}${whole(run.bad.count)} could not be read${run.bad.count > run.bad.named.length ? `, the first ${run.bad.named.length}` : ""}:`),
     element("ul", { class: "badlist" }, ...run.bad.named.map(([path, reason]) => element("li", {}, element("code", {}, path), ` ${reason}`))));
 }
-const commands = [...new Set(report.runs.flatMap((run) => run.next))];
-const notes = new Map(report.runs.flatMap((run) => Object.entries(run.next_notes)));
-if (commands.length) {
+const told = new Set();
+for (const run of report.runs) {
+  const commands = run.next.filter((command) => !told.has(command));
+  if (!commands.length) continue;
+  if (!told.size) byId("next").append(element("h2", {}, "Next"));
   byId("next").hidden = false;
-  byId("next").append(element("h2", {}, "Next"));
+  if (several) byId("next").append(element("h3", {}, run.name));
   for (const command of commands) {
+    told.add(command);
     const button = element("button", { type: "button", "aria-label": "Copy the command" }, "Copy");
-    button.addEventListener("click", async () => {
-      try { await navigator.clipboard.writeText(command); button.textContent = "Copied"; } catch { button.textContent = "Not allowed"; }
-      setTimeout(() => { button.textContent = "Copy"; }, 1500);
-    });
+    copiesOnClick(button, () => command);
     byId("next").append(element("div", { class: "command" }, element("code", {}, command), button));
-    if (notes.has(command)) byId("next").append(element("p", { class: "soft" }, notes.get(command)));
+    if (command in run.next_notes) byId("next").append(element("p", { class: "soft" }, run.next_notes[command]));
   }
 }

@@ -220,6 +220,8 @@ def test_a_folder_without_images_beside_the_classes_is_told(tmp_path: Path, labe
     told = {each["kind"]: each["what"] for each in json.loads(ended.out)["preflight"]}
     assert "1 folder without images will be no class" in told["empty-folders"]
     assert str(data / "yellow") in told["empty-folders"]
+    (same,) = (each for each in beit("doctor", data, "--json").lines[0]["findings"] if each["kind"] == "empty-folders")
+    assert same["what"] == told["empty-folders"]
 
 
 def test_evaluation_images_that_are_training_images_are_told_by_content(tmp_path: Path, labelled_folder: Path):
