@@ -11,10 +11,11 @@ from PIL import Image, ImageDraw
 
 from beitcli.pictures import colormap
 from beitcli.pictures.canvas import BLUE, MUTED, RULE, VERMILION, elided
-from beitcli.pictures.panels import INK, WHITE, font_of
+from beitcli.pictures.panels import INK, WHITE, Colour, font_of
 
 _TEXT = 17  # font size in pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 78, 22, 44, 58  # margins around the plot in pixels
+_OVERSAMPLING = 4  # Pillow does not antialias shapes
 _SIZE = (620, 420)  # width and height of a chart
 
 
@@ -89,6 +90,13 @@ class Plot:
         left, upper, right, lower = self.box
         return left + x_share * (right - left), lower - self.y.to_share(y_value) * (lower - upper)
 
+    def curve(self, points: Sequence[tuple[float, float]], colour: Colour, width: float = 2.5) -> None:
+        """Draws a line through two or more pixels of the picture, as wide on a slope as elsewhere."""
+        large = Image.new("L", [_OVERSAMPLING * side for side in self.picture.size])
+        scaled = [(_OVERSAMPLING * across, _OVERSAMPLING * down) for across, down in points]
+        ImageDraw.Draw(large).line(scaled, 255, round(_OVERSAMPLING * width), joint="curve")
+        self.picture.paste(colour, mask=large.resize(self.picture.size, Image.Resampling.BOX))
+
 
 def bar_chart(
     shares: np.ndarray, first: int, title: str, names: tuple[str, str], size: tuple[int, int] = _SIZE
@@ -126,7 +134,7 @@ def rank_chart(
     ranks = np.unique(np.geomspace(1, len(counts), 600).round().astype(int))
     points = [plot.place(plot.x.to_share(rank), counts[rank - 1]) for rank in ranks.tolist()]
     if len(points) > 1:
-        plot.draw.line(points, BLUE, 3, joint="curve")
+        plot.curve(points, BLUE)
     else:
         plot.draw.ellipse((points[0][0] - 4, points[0][1] - 4, points[0][0] + 4, points[0][1] + 4), BLUE)
     font = font_of(0.84 * _TEXT)

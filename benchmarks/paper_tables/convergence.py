@@ -17,6 +17,7 @@ Curve = Sequence[Sequence[float]]
 """[step, top-1] where it was measured, in order."""
 Documents = Mapping[str, Mapping[int, Mapping[str, Any]]]
 """What cells printed: by start, `pretrain` or `tokenizer`, then by seed."""
+_MARGIN = 16  # pixels around the picture
 _CLAIM = Claim("Pretrained weights are ahead of scratch on the way, before the last step", "beit", "scratch")
 
 
@@ -134,9 +135,11 @@ def _with_pretraining(documents: Documents, seconds: Mapping[int, float]) -> str
 
 def draw(runner: Runner, seeds: Sequence[int], budget: str, pictures: Path) -> None:
     """Draws the mean curves into `pictures`; nothing while a start has none."""
+    from PIL import ImageOps
+
     from beitcli.pictures.canvas import BLUE, MUTED, VERMILION
     from beitcli.pictures.charts import Plot, linear
-    from beitcli.pictures.panels import font_of
+    from beitcli.pictures.panels import WHITE, font_of
 
     curves = _curves(_documents(runner, seeds, budget))
     if not all(curves.values()):
@@ -151,7 +154,8 @@ def draw(runner: Runner, seeds: Sequence[int], budget: str, pictures: Path) -> N
     right, lower, font = plot.box[2] - 8, plot.box[3] - 12, font_of(15)
     for number, ((name, curve), colour) in enumerate(zip(means.items(), (VERMILION, MUTED, BLUE), strict=True)):
         points = [plot.place(x.to_share(step), top1) for step, top1 in curve]
-        plot.draw.line(points, colour, 3, joint="curve")
-        plot.draw.text((right, lower - 20 * number), name, colour, font, anchor="rb")
+        plot.curve(points, colour)
+        plot.draw.text((right, lower - 20 * number), name, colour, font, anchor="rs")
     pictures.mkdir(parents=True, exist_ok=True)
-    plot.picture.save(pictures / f"convergence-{budget}.png", optimize=True)
+    framed = ImageOps.expand(plot.picture, _MARGIN, WHITE)
+    framed.save(pictures / f"convergence-{budget}.png", optimize=True)
