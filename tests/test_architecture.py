@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,21 @@ def test_nothing_below_cli_prints_or_exits(path):
             assert not called.startswith(("sys.stdout", "sys.stderr")), node.lineno
         if isinstance(node, ast.Raise) and node.exc is not None:
             assert "SystemExit" not in ast.unparse(node.exc), node.lineno
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Neither inside functions nor for types alone; a package's `__init__` only hands names on."""
+    names = {".".join(("beitcli", *path.relative_to(ROOT).with_suffix("").parts)): path for path in FILES}
+    graph: dict[str, set[str]] = {}
+    for name, path in names.items():
+        if path.stem != "__init__":
+            dotted = {other for _, other in modules_imported(ast.parse(path.read_text()), package_of(path))}
+            graph[name] = {part for other in dotted for part in (other, other.rpartition(".")[0]) if part in names}
+    assert sum(map(len, graph.values())) > 1000
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_files_are_short_and_none_is_a_drawer_for_everything():

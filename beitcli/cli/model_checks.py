@@ -11,9 +11,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from beitcli.errors import BeitError
+from beitcli.tokenizers.pretrained import words
 
 if TYPE_CHECKING:
     from beitcli.models.checkpoints.handle import CheckpointHandle
+
+_WORDS = ("random", "own")  # MODELs that are not paths, beside the words of tokenizers
+
+
+def model_words() -> tuple[str, ...]:
+    """Returns the MODELs and TOKENIZERs that are no paths, also where a folder has such a name."""
+    return (*_WORDS, *words())
 
 
 def check_models(config: Any) -> CheckpointHandle | None:
@@ -49,8 +57,6 @@ def _reference(config: Any) -> str | None:
 
 
 def _header(reference: str | None) -> CheckpointHandle | None:
-    from beitcli.cli.path_checks import model_words
-
     if not reference or reference in model_words():
         return None
     from beitcli.models.checkpoints.locate import split_part

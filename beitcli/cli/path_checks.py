@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from beitcli.cli.model_checks import check_models, model_words
 from beitcli.config.data_formats import is_data_word
 from beitcli.config.fields import settings_of
 from beitcli.config.nearest import suggestion
@@ -23,7 +24,6 @@ from beitcli.tokenizers.pretrained import words
 if TYPE_CHECKING:
     from beitcli.engine.events import OnEvent
 
-_WORDS = ("random", "own")  # MODELs that are not paths, beside the words of tokenizers
 _LOAD_TORCH = {
     *("pretrain", "finetune", "train-tokenizer", "eval", "export"),
     *("attn-map", "embed", "mask-preview", "predict", "tokenize"),
@@ -42,7 +42,6 @@ def check_command(config: Any, on_event: OnEvent) -> None:
     if config.command not in _LOAD_TORCH or _is_light(config):
         return
     from beitcli.cli.data_checks import check_data
-    from beitcli.cli.model_checks import check_models
     from beitcli.cli.output_checks import check_outputs
 
     model = check_models(config)
@@ -66,11 +65,6 @@ def hold_resumed(config: Any) -> object:
 def _is_light(config: Any) -> bool:
     """Whether it is `mask-preview` without a model: it starts as fast as what is looked at here."""
     return config.command == "mask-preview" and config.model is None and config.tokenizer is None
-
-
-def model_words() -> tuple[str, ...]:
-    """Returns the MODELs and TOKENIZERs that are no paths, also where a folder has such a name."""
-    return (*_WORDS, *words())
 
 
 def _check_names(config: Any) -> None:

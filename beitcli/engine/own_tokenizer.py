@@ -13,7 +13,8 @@ from beitcli.data.sources.base import Source
 from beitcli.engine.events import Note, OnEvent
 from beitcli.engine.tokenizer_loading import tokenizer_for
 from beitcli.engine.train_tokenizer import TrainTokenizerReport, token_pixels, tokenizer_job
-from beitcli.engine.trainer.job import Job, report_job, train_job
+from beitcli.engine.trainer.job import Job
+from beitcli.engine.trainer.run_job import report_job, train_job
 from beitcli.engine.trainer.setup import open_run
 from beitcli.engine.trainer.task import RunSession
 from beitcli.runtime.compute.device import Compute

@@ -29,13 +29,14 @@ from beitcli.engine.tokenizer_loading import prepared, token_precision, tokenize
 from beitcli.engine.trainer.arithmetic import with_step_arithmetic
 from beitcli.engine.trainer.data import HeldOut, hold_out, measured_text, open_images
 from beitcli.engine.trainer.dry_run import dry_run
-from beitcli.engine.trainer.job import Finished, Job, run_job
+from beitcli.engine.trainer.job import Finished, Job
 from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import pretraining_card
 from beitcli.engine.trainer.preflight.check import Preflight
 from beitcli.engine.trainer.preflight.findings import Finding
 from beitcli.engine.trainer.preflight.given_tokenizer import given_tokenizer_findings
 from beitcli.engine.trainer.preflight.schedule import mask_findings, own_tokenizer_findings
+from beitcli.engine.trainer.run_job import run_job
 from beitcli.engine.trainer.setup import make_plan, planned_steps
 from beitcli.engine.trainer.task import RunSession
 from beitcli.errors import StorageError, UsageError

@@ -22,11 +22,12 @@ from beitcli.engine.io.outputs import to_picture
 from beitcli.engine.tokenizer_teacher import PatchTeacher, check_same_teacher, teacher_for
 from beitcli.engine.trainer.bad_images import Bad, joined
 from beitcli.engine.trainer.data import HeldOut, hold_out, measured_text, open_images
-from beitcli.engine.trainer.job import Finished, Job, run_job
+from beitcli.engine.trainer.job import Finished, Job
 from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import tokenizer_card
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.preflight.check import Preflight
+from beitcli.engine.trainer.run_job import run_job
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
 from beitcli.engine.trainer.task import RunSession, Task, Tensors, never_stop
 from beitcli.errors import UsageError

@@ -24,7 +24,8 @@ from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.deferred_compiler import meta_device
 from beitcli.runtime.weight_files.reader import read_tensors
 from beitcli.tokenizers.base import sha256_of_tensors
-from beitcli.tokenizers.dvae import Decoder, DiscreteVAE, DVAEArchitecture, Encoder
+from beitcli.tokenizers.dvae import DiscreteVAE
+from beitcli.tokenizers.dvae_network import Decoder, DVAEArchitecture, Encoder
 from beitcli.tokenizers.legacy_pickle import read_pickled
 
 SUFFIXES = (".safetensors", ".pkl", ".pth", ".pt", ".bin")

@@ -20,14 +20,12 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from beitcli.tokenizers.dvae import Encoder
+from beitcli.tokenizers.dvae_network import Encoder
 
 _LARGEST = 60000.0  # below fp16's 65504, as weights and sums are rounded
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.runtime.compute.device import tf32_disabled
 from beitcli.tokenizers.codebook_objective import CodebookModel
-from beitcli.tokenizers.dvae import Decoder, DVAEArchitecture, Encoder, initialize
 from beitcli.tokenizers.dvae_loss import map_pixels, unmap_pixels
+from beitcli.tokenizers.dvae_network import Decoder, DVAEArchitecture, Encoder, initialize
 
 
 @dataclass(frozen=True, kw_only=True)

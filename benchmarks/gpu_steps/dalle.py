@@ -19,7 +19,7 @@ from measure import spread
 from beitcli.runtime.compute.device import allow_tf32
 from beitcli.tokenizers.base import Tokenizer, to_unit
 from beitcli.tokenizers.dalle import Half, build
-from beitcli.tokenizers.dvae import DVAEArchitecture, Encoder
+from beitcli.tokenizers.dvae_network import DVAEArchitecture, Encoder
 from gpu_steps.context import Context
 
 SIZES = {"full": (256, 112, 4), "small": (2, 16, 2)}  # images at once, their side, groups of the encoder

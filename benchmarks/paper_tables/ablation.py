@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from paper_tables.columns import Column
 from paper_tables.comparison import Claim
-from paper_tables.tables import Column, Row, Table
+from paper_tables.tables import Row, Table
 
 TABLE = Table(
     title="Table 4: which parts of pretraining matter?",

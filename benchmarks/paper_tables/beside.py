@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paper_tables.cells import Cell, Runner
 from paper_tables.chains import Chains
 from paper_tables.code_version import named
+from paper_tables.columns import Column
 from paper_tables.comparison import Values, cell, paired, standard_error
-
-if TYPE_CHECKING:
-    from paper_tables.tables import Column
 
 
 def read(runner: Runner, name: str) -> dict[str, Any] | None:

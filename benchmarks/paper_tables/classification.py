@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from paper_tables.columns import Column
 from paper_tables.comparison import Claim
-from paper_tables.tables import Column, Row, Table
+from paper_tables.tables import Row, Table
 
 _FINETUNED = ("scratch", "scratch-longer", "beit", "longer", "pixels", "beitv2")
 _PROBED = ("untrained", "beit", "longer", "pixels", "beitv2")

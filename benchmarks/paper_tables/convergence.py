@@ -10,8 +10,8 @@ from typing import Any
 from paper_tables.beside import commands, hardware_words, read
 from paper_tables.cells import Cell, Runner
 from paper_tables.chains import CURVES, Chains, once
+from paper_tables.columns import Column
 from paper_tables.comparison import Claim, Verdict, cell, delta, judged, markdown
-from paper_tables.tables import Column
 
 Curve = Sequence[Sequence[float]]
 """[step, top-1] where it was measured, in order."""

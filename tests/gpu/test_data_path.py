@@ -19,7 +19,8 @@ from beitcli.runtime.compute.device import choose_compute
 from beitcli.runtime.compute.peak_flops import measure_matmul_flops
 from beitcli.runtime.storage.async_writer import SnapshotTaker
 from beitcli.tokenizers.base import Tokenizer
-from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
+from beitcli.tokenizers.dvae import DiscreteVAE
+from beitcli.tokenizers.dvae_network import DVAEArchitecture
 from beitcli.tokenizers.vector_quantizer import VectorQuantizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

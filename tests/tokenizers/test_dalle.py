@@ -20,7 +20,8 @@ from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 from beitcli.errors import StorageError, UsageError
 from beitcli.tokenizers.base import Tokenizer
 from beitcli.tokenizers.dalle import huggingface_name, openai_name
-from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
+from beitcli.tokenizers.dvae import DiscreteVAE
+from beitcli.tokenizers.dvae_network import DVAEArchitecture
 from beitcli.tokenizers.open import open_tokenizer
 from tests.helpers.released_dalle import Decoder, Encoder, save_module
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from beitcli.errors import StorageError, UsageError
-from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
+from beitcli.tokenizers.dvae import DiscreteVAE
 from beitcli.tokenizers.dvae_loss import (
     codebook_usage,
     dvae_loss,
@@ -23,6 +23,7 @@ from beitcli.tokenizers.dvae_loss import (
     unmap_pixels,
     usage_kl,
 )
+from beitcli.tokenizers.dvae_network import DVAEArchitecture
 
 SMALL = DVAEArchitecture(
     vocab_size=16, width=8, groups=3, blocks_per_group=2, decoder_init_width=8, init_gain=2**0.5, output_channels=3

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from beitcli.engine.events import Event, Warned
 from beitcli.engine.tokenizer_loading import prepared, token_precision
 from beitcli.tokenizers.base import INVARIANT_BATCH, Tokenizer
-from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
+from beitcli.tokenizers.dvae import DiscreteVAE
+from beitcli.tokenizers.dvae_network import DVAEArchitecture
 from beitcli.tokenizers.mixed_precision import LowPrecisionEncoder, _summed
 from tests.helpers.forked import forked
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from beitcli.tokenizers import portions as module
 from beitcli.tokenizers.base import Tokenizer
-from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
+from beitcli.tokenizers.dvae import DiscreteVAE
+from beitcli.tokenizers.dvae_network import DVAEArchitecture
 from beitcli.tokenizers.portions import portions
 
 

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,6 +15,7 @@ from beitcli.data.loading.batches import Batch
 from beitcli.engine.events import Planned, Progress
 from beitcli.engine.trainer.busy_machine import busy_text, load_average
 from beitcli.engine.trainer.compile_ahead import compile_ahead
+from beitcli.engine.trainer.job import Job
 from beitcli.engine.trainer.micro_batch import find_micro_batch_size, no_room
 from beitcli.engine.trainer.optimizer_step import optimizer_step
 from beitcli.engine.trainer.plan import Plan
@@ -25,9 +26,6 @@ from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.optimizer import set_learning_rate
 from beitcli.runtime.compute.peak_flops import measure_matmul_flops
 from beitcli.runtime.metric_text import counted
-
-if TYPE_CHECKING:
-    from beitcli.engine.trainer.job import Job
 
 _TIMED_STEPS = 4  # at most
 _TIMED_SECONDS = 10.0  # after which no further step is timed

@@ -27,7 +27,7 @@ from beitcli.engine.trainer.arithmetic import arithmetic_row, with_step_arithmet
 from beitcli.engine.trainer.bad_images import Bad
 from beitcli.engine.trainer.data import measured_text, require_an_image_each
 from beitcli.engine.trainer.ema import EMATask
-from beitcli.engine.trainer.job import Finished, Job, run_job
+from beitcli.engine.trainer.job import Finished, Job
 from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import FinetunedCard, finetuning_card
 from beitcli.engine.trainer.plan import Plan
@@ -35,6 +35,7 @@ from beitcli.engine.trainer.preflight.check import Preflight
 from beitcli.engine.trainer.preflight.findings import Finding
 from beitcli.engine.trainer.pretrained import Pretrained, open_for_finetuning, scratch_architecture
 from beitcli.engine.trainer.reports import Finetuned
+from beitcli.engine.trainer.run_job import run_job
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan
 from beitcli.models.networks.beit import forward_flops
 from beitcli.models.networks.timm_vit import TimmArchitecture

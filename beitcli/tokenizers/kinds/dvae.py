@@ -19,8 +19,9 @@ from torch import Tensor
 
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.runtime.compute.lr_schedules import cosine
-from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
+from beitcli.tokenizers.dvae import DiscreteVAE
 from beitcli.tokenizers.dvae_loss import dvae_loss
+from beitcli.tokenizers.dvae_network import DVAEArchitecture
 from beitcli.tokenizers.kind import Objective, TokenizerKind
 
 
