@@ -20,10 +20,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from beitcli.data.annotations.boxes import BoxLabels, box_of_mask
 from beitcli.data.annotations.instance_masks import Bitmap
+from beitcli.data.sources.annotated import AnnotatedSource
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.coco import read_coco
 from beitcli.data.sources.concat import Concat
@@ -71,7 +71,7 @@ class DrawnBoxes:
         )
 
 
-class DetectionSource(Source):
+class DetectionSource(AnnotatedSource):
     """Images with annotated boxes, without image labels.
 
     Attributes:
@@ -91,33 +91,9 @@ class DetectionSource(Source):
         bad: Sequence[tuple[str, str]] = (),
         places: np.ndarray | None = None,
     ) -> None:
-        self.images, self.marked, self.names, self.bad = images, boxes, names, tuple(bad)
+        super().__init__(images)
+        self.marked, self.names, self.bad = boxes, names, tuple(bad)
         self.places = np.arange(len(images)) if places is None else places
-        self.name, self.splits = images.name, images.splits
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def global_index(self, index: int) -> int:
-        return self.images.global_index(index)
-
-    def path(self, index: int) -> str:
-        return self.images.path(index)
-
-    def read(self, index: int) -> bytes:
-        return self.images.read(index)
-
-    def stored_bytes(self, index: int) -> int | None:
-        return self.images.stored_bytes(index)
-
-    def inner(self) -> tuple[Source, ...]:
-        return (self.images,)
-
-    def image(self, index: int) -> Image.Image:
-        return self.images.image(index)
-
-    def pixels(self, index: int) -> np.ndarray:
-        return self.images.pixels(index)
 
     def boxes(self, index: int) -> BoxLabels:
         """Returns the boxes of an image."""

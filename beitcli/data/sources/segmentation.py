@@ -22,6 +22,7 @@ from PIL import Image
 
 from beitcli.data.annotations.label_maps import LabelMapping
 from beitcli.data.decode import decode_index_mask
+from beitcli.data.sources.annotated import AnnotatedSource
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import folders_below, is_image_name, mask_folders, sibling_names
@@ -39,7 +40,7 @@ SAMPLE_CLASSES = ("background", *SHAPES)
 Folders = tuple[str, str]  # of images, of masks
 
 
-class SegmentationSource(Source):
+class SegmentationSource(AnnotatedSource):
     """Images with segmentation masks, without image labels.
 
     Attributes:
@@ -51,32 +52,8 @@ class SegmentationSource(Source):
     """
 
     def __init__(self, images: Source, masks: Source, rule: LabelMapping, missing: Sequence[str] = ()) -> None:
-        self.images, self.masks, self.rule, self.missing = images, masks, rule, tuple(missing)
-        self.name, self.splits = images.name, images.splits
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def global_index(self, index: int) -> int:
-        return self.images.global_index(index)
-
-    def path(self, index: int) -> str:
-        return self.images.path(index)
-
-    def read(self, index: int) -> bytes:
-        return self.images.read(index)
-
-    def stored_bytes(self, index: int) -> int | None:
-        return self.images.stored_bytes(index)
-
-    def inner(self) -> tuple[Source, ...]:
-        return (self.images,)
-
-    def image(self, index: int) -> Image.Image:
-        return self.images.image(index)
-
-    def pixels(self, index: int) -> np.ndarray:
-        return self.images.pixels(index)
+        super().__init__(images)
+        self.masks, self.rule, self.missing = masks, rule, tuple(missing)
 
     def subset(self, indices: np.ndarray) -> SegmentationSource:
         """Returns a subset; global indices stay those of the whole."""

@@ -14,18 +14,17 @@ from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import (
     EXTENSIONS,
     count_of_images,
-    file_size,
     folders_below,
     identities,
     is_image_name,
     mask_folders,
     number_classes,
-    read_file,
     require_whole_labels,
     sibling_names,
 )
 from beitcli.data.sources.format import Format, Request
 from beitcli.data.sources.formats._folder_listing import holds_image, list_images
+from beitcli.data.sources.formats._local_files import LocalFiles
 from beitcli.data.sources.formats._shards_below import open_shards, shards_below
 from beitcli.data.sources.formats._wrappers import unwrapped
 from beitcli.data.sources.left_aside import LeftAside
@@ -40,7 +39,7 @@ from beitcli.data.sources.splits import (
 from beitcli.errors import DataError
 
 
-class FolderSource(Source):
+class FolderSource(LocalFiles):
     """All images below one folder; it does not look for splits.
 
     Memory per image: 12 bytes and the file name; folder names are stored once.
@@ -87,18 +86,6 @@ class FolderSource(Source):
 
     def __len__(self) -> int:
         return len(self._names)
-
-    def path(self, index: int) -> str:
-        return os.fsdecode(self._file(index))
-
-    def read(self, index: int) -> bytes:
-        return read_file(self._file(index))
-
-    def stored_bytes(self, index: int) -> int | None:
-        return file_size(self._file(index))
-
-    def label(self, index: int) -> int | None:
-        return None if self.classes is None else int(self._labels[index])
 
     def identities(self, indices: np.ndarray) -> Iterator[bytes]:
         if sys.getfilesystemencoding() != "utf-8":  # the fingerprint is of names as text

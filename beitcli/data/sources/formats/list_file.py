@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from beitcli.data.sources.base import Source
-from beitcli.data.sources.files import Labeller, PackedNames, file_size, read_file, require_whole_labels
+from beitcli.data.sources.files import Labeller, PackedNames, require_whole_labels
 from beitcli.data.sources.format import Format, Request
 from beitcli.data.sources.formats._list_members import ListedMembers, shard_of
+from beitcli.data.sources.formats._local_files import LocalFiles
 from beitcli.errors import DataError
 from beitcli.runtime.metric_text import counted, size_text
 
@@ -26,7 +27,7 @@ _MOST_TRIED = 1_000  # paths, from its beginning to its end, that are looked for
 _HINT = "Give a path a line, as seen from the list's folder or from here; or name images and folders themselves."
 
 
-class ListSource(Source):
+class ListSource(LocalFiles):
     """Image files in the order of a list; a missing file raises BadImage only when it is read."""
 
     def __init__(
@@ -63,18 +64,6 @@ class ListSource(Source):
 
     def __len__(self) -> int:
         return len(self._paths)
-
-    def path(self, index: int) -> str:
-        return os.fsdecode(self._file(index))
-
-    def read(self, index: int) -> bytes:
-        return read_file(self._file(index))
-
-    def stored_bytes(self, index: int) -> int | None:
-        return file_size(self._file(index))
-
-    def label(self, index: int) -> int | None:
-        return None if self.classes is None else int(self._labels[index])
 
     def require_some(self, looks: str, hint: str) -> None:
         """Raises DataError if no path is there: then the file is no list of images.
