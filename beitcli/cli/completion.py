@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from beitcli.config.architecture import SIZES
 from beitcli.config.data_formats import DATA_FORMATS
 from beitcli.config.fields import Setting
-from beitcli.config.resolve import RECIPES, recipe_names
+from beitcli.config.recipe_files import RECIPES, recipe_names
 from beitcli.tokenizers.pretrained import words as tokenizer_words
 
 _RUNS = "runs"

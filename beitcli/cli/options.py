@@ -22,7 +22,8 @@ from beitcli.cli.signal_exit import ImmediateStop, immediate_stop_on_signal
 from beitcli.cli.streams import close_stdout, with_way_out
 from beitcli.cli.typer_commands import CommandWithPage
 from beitcli.config.fields import Setting, Size, settings_of
-from beitcli.config.resolve import EXCLUSIVE, Resolved, default_recipe, recipe_names, recipe_settings, resolve
+from beitcli.config.recipe_files import recipe_names
+from beitcli.config.resolve import EXCLUSIVE, Resolved, default_recipe, recipe_settings, resolve
 from beitcli.config.resuming import resuming_words
 from beitcli.errors import BeitError, Interrupted, ReaderGone, SignalStop
 from beitcli.escaping import shell_line

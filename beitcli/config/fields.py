@@ -285,3 +285,8 @@ def _scalar(kind: type, value: Any, origin: str) -> Any:
         return kind(value)
     except (TypeError, ValueError, OverflowError):
         raise wrong from None
+
+
+def task_of(config: Any) -> str | None:
+    """Returns the task of a finetuning, whose settings depend on it; None of other commands."""
+    return getattr(config, "task", None)

@@ -6,21 +6,21 @@ layer that sets both is an error.
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from beitcli.config.earlier import add_earlier, earlier_settings
-from beitcli.config.fields import Setting, coerce, settings_of, with_origins
+from beitcli.config.fields import Setting, coerce, settings_of, task_of, with_origins
 from beitcli.config.nearest import suggestion
+from beitcli.config.recipe_files import read_config_file, read_recipe
 from beitcli.config.synonyms import suggested_setting
 from beitcli.config.tasks import TASKS
+from beitcli.config.toml_text import setting_text
+from beitcli.config.unused import refuse_unused
 from beitcli.errors import UsageError
-from beitcli.escaping import shell_word
 
-RECIPES = Path(__file__).parent.parent / "recipes"
 EXCLUSIVE = (("steps", "epochs"), ("num_masked", "ratio"), ("warmup_steps", "warmup_epochs"))
 _OTHERS = ("CACHE_DIR", "DEBUG", "LAUNCH", "LAUNCHER", "STREAM_CACHE_GB", "TERMINAL_IMAGES")
 RESERVED_VARIABLES = {f"BEIT_{name}" for name in _OTHERS}
@@ -40,20 +40,6 @@ class Resolved(Generic[Config]):
     config: Config
     origins: dict[str, str]
     notes: tuple[str, ...] = ()
-
-
-def recipe_names(command: str) -> list[str]:
-    return sorted(path.stem for path in (RECIPES / command).glob("*.toml"))
-
-
-def read_recipe(command: str, name: str) -> dict[str, Any]:
-    path = RECIPES / command / f"{name}.toml"
-    if name not in recipe_names(command):
-        names = recipe_names(command)
-        raise UsageError(
-            f"There is no {command} recipe '{name}'.", f"{suggestion(name, names)} Recipes: {', '.join(names)}.".strip()
-        )
-    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def default_recipe(config_class: type, settings: Mapping[str, Setting], requested: Mapping[str, Any]) -> str:
@@ -81,42 +67,6 @@ def recipe_settings(
 def _without_weights(value: Any) -> Any:
     """Returns `random` for a MODEL of random weights, such as `timm/NAME@random,depth=4`; other values as they are."""
     return "random" if isinstance(value, str) and value.rpartition("@")[2].partition(",")[0] == "random" else value
-
-
-def read_config_file(path: Path, command: str) -> dict[str, Any]:
-    """Reads a TOML file; checks its key `command` and removes it."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # whatever the locale, as TOML is
-        if _has_long_number(values):
-            raise ValueError("a number has more than 64 bits")
-    except FileNotFoundError:
-        raise UsageError(f"There is no config file '{path}'.", "Check the path given to --config.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Config file '{path}' cannot be read: {error}.", "Give a readable TOML file.") from None
-    except RecursionError:
-        raise UsageError(f"Config file '{path}' is nested too deeply.", "Give a TOML file of settings.") from None
-    except ValueError as error:  # TOMLDecodeError, or a number of more digits than Python converts
-        raise UsageError(f"Config file '{path}' is not valid TOML: {error}.", "Mend that line.") from None
-    written_by = values.pop("command", command)
-    if written_by != command:
-        raise UsageError(
-            f"'{path}' holds the settings of `beit {written_by}`, not of `beit {command}`.",
-            f"Run: beit {written_by} --config {shell_word(path)}",
-        )
-    return values
-
-
-def _has_long_number(value: Any) -> bool:
-    """Whether an integer is beyond those of TOML; in hexadecimal Python reads any, and may be unable to print it.
-
-    Raises:
-        RecursionError: It is nested too deeply, by dotted keys, to be printed.
-    """
-    if isinstance(value, dict):
-        return any(map(_has_long_number, value.values()))
-    if isinstance(value, list):
-        return any(map(_has_long_number, value))
-    return type(value) is int and not -(1 << 63) <= value < 1 << 63
 
 
 def _coerced(settings: Mapping[str, Setting], values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -201,7 +151,7 @@ def resolve(
         values["recipe"] = name
     _require_all(command, settings, values)
     config = with_origins(config_class(**values), origins)
-    _refuse_unused(settings, config, layers, of_recipe)
+    refuse_unused(settings, config, layers, of_recipe)
     return Resolved(config, origins, notes)
 
 
@@ -221,19 +171,19 @@ def _resumed(
     _require_all(config_class.command, settings, values)  # type: ignore[attr-defined]
     now = config_class(**values)
     differences = [
-        f"{setting.flag}: the run has {_shown(setting, before)}, given is {_shown(setting, now)}"
+        f"{setting.flag}: the run has {setting_text(setting, before)}, given is {setting_text(setting, now)}"
         for name, setting in settings.items()
         if setting.option.saved
         and not setting.option.may_change_on_resume
         and getattr(before, name) != getattr(now, name)
-        if setting.belongs_to(_task_of(before))
+        if setting.belongs_to(task_of(before))
     ]
     if differences:
         raise UsageError(
             "These settings differ from the run's own: " + "; ".join(differences) + ".",
             "Leave them out to go on as it was, or start a new run with another --out.",
         )
-    _refuse_unused(settings, now, layers, stored)
+    refuse_unused(settings, now, layers, stored)
     return Resolved(with_origins(now, origins), origins, notes)
 
 
@@ -248,59 +198,6 @@ def _without_caches(
         for name, value in [(name, values.pop(name)) for name in named]
         if requested.get(name) is None
     )
-
-
-def _task_of(config: Any) -> str | None:
-    return getattr(config, "task", None)
-
-
-def _refuse_unused(
-    settings: Mapping[str, Setting], config: Any, layers: list[tuple[str, dict[str, Any]]], below: Mapping[str, Any]
-) -> None:
-    """Raises UsageError for a setting that only other tasks use, or that has no effect beside or without another one.
-
-    Beside what `Option.unused` says, a job's `unused_with` and `unused_without` name, by a setting, those that have no
-    effect where it is given or is not.
-
-    A file may contain one with its previous value, because config.toml used to hold the settings of all tasks. One in
-    the environment may be meant for another command, and is ignored.
-
-    Args:
-        below: Values of the recipe, or of the run that is resumed.
-    """
-    task = _task_of(config)
-    for layer, values in layers:
-        for name, value in values.items():
-            setting = settings[name]
-            as_it_was = layer == "environment" or (layer == "file" and value in (setting.default, below.get(name)))
-            if as_it_was:
-                continue
-            given = f"{name} in {config.config}" if layer == "file" else setting.flag
-            is_given = value or (value in (0, False) and setting.default is None)  # else it is none of the thing
-            for by, chosen, instead in setting.option.unused:
-                if is_given and getattr(config, by, None) == chosen:
-                    word = f"beit {config.command}" if settings[by].option.argument else settings[by].flag
-                    other = f"another {settings[by].flag}"
-                    raise UsageError(
-                        f"{given} has no effect with {word} {chosen}.",
-                        f"Give {instead}, or {other}." if instead else f"Leave it out, or give {other}.",
-                    )
-            for other, has_none in _unused_beside(config, name) if is_given else ():
-                if has_none == (getattr(config, other) == settings[other].default):
-                    beside = f"{'without' if has_none else 'with'} {settings[other].flag}"
-                    raise UsageError(f"{given} has no effect {beside}.", "Leave it out.")
-            if setting.belongs_to(task):
-                continue
-            raise UsageError(
-                f"{given} is a setting of --task {' or '.join(setting.option.tasks)}; this is --task {task}.",
-                f"Leave it out, or give --task {setting.option.tasks[0]}.",
-            )
-
-
-def _unused_beside(config: Any, name: str) -> Iterator[tuple[str, bool]]:
-    """Yields each setting that a setting depends on, and whether it has no effect without it, or else with it."""
-    for kind, has_none in (("unused_with", False), ("unused_without", True)):
-        yield from ((other, has_none) for other, names in getattr(config, kind, {}).items() if name in names)
 
 
 def merge(
@@ -352,48 +249,3 @@ def _usage(command: str, settings: Mapping[str, Setting]) -> str:
         elif setting.option.required:
             words.append(f"{setting.flag} {setting.option.metavar or '|'.join(setting.choices)}")
     return " ".join(words)
-
-
-def _shown(setting: Setting, config: Any) -> str:
-    value = getattr(config, setting.name)
-    return "not set" if value is None else to_toml(setting.plain(value))
-
-
-def to_toml(value: Any) -> str:
-    """Formats a value as TOML."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        escaped = "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped)
-        return f'"{escaped}"'
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(to_toml(item) for item in value) + "]"
-    if isinstance(value, float):
-        return repr(value) if "e" not in repr(value) or "." in repr(value) else repr(value).replace("e", ".0e")
-    return str(value)
-
-
-def plain_settings(config: Any) -> dict[str, Any]:
-    """Returns every saved setting that the config's task uses, as a user would write it."""
-    return {
-        name: setting.plain(getattr(config, name))
-        for name, setting in settings_of(type(config)).items()
-        if setting.option.saved and setting.belongs_to(_task_of(config))
-    }
-
-
-def dump_toml(config: Any, header: str = "") -> str:
-    """Formats a config as TOML: every saved setting that its task uses, defaults included."""
-    printable = ["".join(c if c.isprintable() else "?" for c in line) for line in header.splitlines()]
-    lines = [f"# {line}" for line in printable] + [f'command = "{config.command}"']
-    panels: dict[str, list[str]] = {}
-    for name, setting in settings_of(type(config)).items():
-        if not setting.option.saved or not setting.belongs_to(_task_of(config)):
-            continue
-        value = setting.plain(getattr(config, name))
-        line = f"# {name} is not set" if value is None else f"{name} = {to_toml(value)}"
-        panels.setdefault(setting.option.panel, []).append(line)
-    for panel, settings in panels.items():
-        lines += ["", f"# {panel}", *settings]
-    return "\n".join(lines) + "\n"

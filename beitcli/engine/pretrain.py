@@ -15,7 +15,7 @@ from typing import Any
 from beitcli.config.intensity import parse_intensity
 from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.pretrain import PretrainConfig
-from beitcli.config.resolve import read_recipe
+from beitcli.config.recipe_files import read_recipe
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.data.caches.token_cache import CachedTokenTransform, TokenCache
 from beitcli.data.sources.base import Source

@@ -10,7 +10,7 @@ from typing import Any
 
 from beitcli.config.about import RecipesConfig
 from beitcli.config.nearest import suggestion
-from beitcli.config.resolve import RECIPES, read_recipe, recipe_names
+from beitcli.config.recipe_files import RECIPES, read_recipe, recipe_names
 from beitcli.errors import UsageError
 
 _COLUMNS = 80

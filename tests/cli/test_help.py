@@ -25,7 +25,7 @@ from beitcli.config import synonyms
 from beitcli.config.common import MASKING_NAMES, Launched
 from beitcli.config.fields import Setting, settings_of
 from beitcli.config.finetune import FinetuneConfig
-from beitcli.config.resolve import read_recipe, recipe_names
+from beitcli.config.recipe_files import read_recipe, recipe_names
 
 each_command = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 TASKS = settings_of(FinetuneConfig)["task"].choices

@@ -12,7 +12,8 @@ import pytest
 from beitcli.config.common import Training
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.pretrain import PretrainConfig
-from beitcli.config.resolve import RECIPES, read_recipe, recipe_names, resolve
+from beitcli.config.recipe_files import RECIPES, read_recipe, recipe_names
+from beitcli.config.resolve import resolve
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.engine.train_tokenizer import token_pixels
 from beitcli.tokenizers.kind import own_settings

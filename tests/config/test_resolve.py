@@ -20,7 +20,9 @@ from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.inspect_export import ExportConfig
 from beitcli.config.predict import PredictConfig
 from beitcli.config.pretrain import PretrainConfig
-from beitcli.config.resolve import dump_toml, read_recipe, recipe_names, resolve, to_toml
+from beitcli.config.recipe_files import read_recipe, recipe_names
+from beitcli.config.resolve import resolve
+from beitcli.config.toml_text import dump_toml, to_toml
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.errors import UsageError
 

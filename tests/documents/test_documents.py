@@ -14,7 +14,8 @@ from PIL import Image
 
 import beitcli
 from beitcli.cli.command_table import COMMANDS
-from beitcli.config.resolve import dump_toml, resolve
+from beitcli.config.resolve import resolve
+from beitcli.config.toml_text import dump_toml
 from tests.documents.reading import DOCUMENTS, GUIDES, ROOT, blocks, commands, flags_of, typed
 
 ENVIRONMENT = "python3 -m venv .venv && . .venv/bin/activate && "

@@ -13,7 +13,7 @@ import pytest
 
 from beitcli.cli.console import CommandConsole
 from beitcli.config.about import RecipesConfig
-from beitcli.config.resolve import RECIPES, recipe_names
+from beitcli.config.recipe_files import RECIPES, recipe_names
 from beitcli.engine.recipes import list_recipes
 from beitcli.runtime.extras import EXTRAS
 from beitcli.runtime.storage.run_dir import RunFolder

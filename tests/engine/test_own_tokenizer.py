@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from beitcli.config.pretrain import PretrainConfig
-from beitcli.config.resolve import dump_toml, resolve
+from beitcli.config.resolve import resolve
+from beitcli.config.toml_text import dump_toml
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.engine.own_tokenizer import own_tokenizer_config
 

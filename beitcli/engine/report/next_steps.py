@@ -10,7 +10,7 @@ from typing import Any
 
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.pretrain import PretrainConfig
-from beitcli.config.resolve import recipe_names
+from beitcli.config.recipe_files import recipe_names
 from beitcli.config.resuming import resuming_note, resuming_words
 from beitcli.config.tasks import DEFAULT_TASK, TASKS
 from beitcli.config.train_tokenizer import TrainTokenizerConfig

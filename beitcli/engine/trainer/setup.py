@@ -7,8 +7,8 @@ from pathlib import Path
 
 from beitcli import __version__
 from beitcli.config.common import Training
-from beitcli.config.resolve import dump_toml
 from beitcli.config.resuming import resuming_words
+from beitcli.config.toml_text import dump_toml
 from beitcli.data.sources.base import Source
 from beitcli.engine.trainer.measuring import describe_measuring
 from beitcli.engine.trainer.plan import MOST_MICRO_BATCH, Plan

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from beitcli.config.architecture import Architecture, kind_in_words
-from beitcli.config.resolve import recipe_names
+from beitcli.config.recipe_files import recipe_names
 from beitcli.config.tasks import DEFAULT_TASK, TASKS, TaskDefinition, task_of_kind
 from beitcli.errors import StorageError
 from beitcli.escaping import shell_word

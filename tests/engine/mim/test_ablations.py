@@ -17,7 +17,8 @@ from PIL import Image
 
 from beitcli.config.common import Training
 from beitcli.config.pretrain import PretrainConfig
-from beitcli.config.resolve import dump_toml, resolve
+from beitcli.config.resolve import resolve
+from beitcli.config.toml_text import dump_toml
 from beitcli.data.loading.batches import ordered_batches
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import denormalize, fit_center, normalize, to_array

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from beitcli.config.common import Training
-from beitcli.config.resolve import plain_settings
+from beitcli.config.toml_text import plain_settings
 from beitcli.errors import UsageError
 from beitcli.runtime.extras import install_line
 from beitcli.runtime.storage.own_files import atomic_write_text

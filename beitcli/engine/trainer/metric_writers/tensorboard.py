@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from beitcli.config.common import Training
-from beitcli.config.resolve import plain_settings
+from beitcli.config.toml_text import plain_settings
 from beitcli.errors import UsageError
 from beitcli.escaping import markdown
 from beitcli.runtime.extras import install_line
