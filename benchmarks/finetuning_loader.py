@@ -20,7 +20,8 @@ from measure import gather_interleaved, report, spread
 from PIL import Image
 from timm.data import create_transform
 
-from beitcli.data.loading.batches import StreamPart, training_batches
+from beitcli.data.loading.batch_datasets import StreamPart
+from beitcli.data.loading.batches import training_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import IMAGENET_MEAN, IMAGENET_STD, normalize

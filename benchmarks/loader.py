@@ -26,7 +26,8 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from beitcli.data.loading.batches import StreamPart, training_batches
+from beitcli.data.loading.batch_datasets import StreamPart
+from beitcli.data.loading.batches import training_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.files_in_memory import FilesInMemory
 from beitcli.data.sources.open_data import open_data

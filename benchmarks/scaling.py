@@ -49,7 +49,8 @@ def make_shard(path: Path, images: int, size: int) -> Path:
 
 
 def batches_of(shard: str, size: int, workers: int, seen: int, steps: int) -> Any:
-    from beitcli.data.loading.batches import StreamPart, training_batches
+    from beitcli.data.loading.batch_datasets import StreamPart
+    from beitcli.data.loading.batches import training_batches
     from beitcli.data.sources.open_data import open_data
     from beitcli.data.transforms.pretraining import FastPretrainingTransform
 

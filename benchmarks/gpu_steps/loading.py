@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from beitcli.data.caches.token_cache import CachedTokenTransform, TokenCache
-from beitcli.data.loading.batches import Batch, StreamPart, training_batches
+from beitcli.data.loading.batch_datasets import StreamPart
+from beitcli.data.loading.batches import Batch, training_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.pretraining import FastPretrainingTransform

@@ -15,7 +15,8 @@ from beitcli.cli.app import main
 from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
-from beitcli.data.loading.batches import StreamPart, training_batches
+from beitcli.data.loading.batch_datasets import StreamPart
+from beitcli.data.loading.batches import training_batches
 from beitcli.data.sources.open_data import open_data
 from beitcli.engine.events import Drawn
 from beitcli.engine.mask_preview import mask_preview

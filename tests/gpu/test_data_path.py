@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from beitcli.data.loading.batches import StreamPart, training_batches
+from beitcli.data.loading.batch_datasets import StreamPart
+from beitcli.data.loading.batches import training_batches
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import CenterTransform
 from beitcli.engine.tokenizer_loading import prepared

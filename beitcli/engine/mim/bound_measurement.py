@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from beitcli.config.normalization import Normalization
-from beitcli.data.loading.batches import Masking, Transform
+from beitcli.data.loading.batch_datasets import Masking, Transform
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import normalize
 from beitcli.engine.events import Progress

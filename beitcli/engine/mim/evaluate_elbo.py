@@ -17,7 +17,7 @@ from torch import Tensor
 
 from beitcli.config.evaluate import EvalConfig
 from beitcli.config.intensity import with_models_intensity
-from beitcli.data.loading.batches import Masking
+from beitcli.data.loading.batch_datasets import Masking
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import CenterTwoCropTransform
 from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore

@@ -14,7 +14,8 @@ from PIL import Image
 
 from beitcli.config.architecture import Architecture
 from beitcli.config.normalization import Normalization
-from beitcli.data.loading.batches import Batch, Masking, ordered_batches
+from beitcli.data.loading.batch_datasets import Masking
+from beitcli.data.loading.batches import Batch, ordered_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import Size, denormalize, fit_center, normalize, to_array
 from beitcli.engine.io.outputs import to_picture

@@ -24,7 +24,7 @@ from beitcli.config.intensity import intensity_entry
 from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.data.caches.token_cache import CachedTokenTransform, TokenCache
-from beitcli.data.loading.batches import Masking, Transform
+from beitcli.data.loading.batch_datasets import Masking, Transform
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import FILTERS, PretrainingTransform, normalize
 from beitcli.data.transforms.pretraining import FastPretrainingTransform

@@ -19,7 +19,8 @@ from beitcli import __version__
 from beitcli.data.caches.feature_cache import Bad, Features, FeatureWriter, load_features
 from beitcli.data.caches.feature_note import note_of
 from beitcli.data.decode import DECODING
-from beitcli.data.loading.batches import Batch, Transform, ordered_batches
+from beitcli.data.loading.batch_datasets import Transform
+from beitcli.data.loading.batches import Batch, ordered_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.content_stamp import contents_stamp
 from beitcli.data.transforms.base import CenterTransform, evaluation_view, normalize

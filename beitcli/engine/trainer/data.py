@@ -10,7 +10,8 @@ import numpy as np
 
 from beitcli.config.common import Training
 from beitcli.config.finetune import FinetuneConfig
-from beitcli.data.loading.batches import Batch, Masking, StreamPart, Transform, training_batches
+from beitcli.data.loading.batch_datasets import Masking, StreamPart, Transform
+from beitcli.data.loading.batches import Batch, training_batches
 from beitcli.data.loading.sampler import select_limit, split_holdout
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.files_in_memory import FilesInMemory

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import torch
 
-from beitcli.data.loading.batches import Batch, Masking, Transform, ordered_batches
+from beitcli.data.loading.batch_datasets import Masking, Transform
+from beitcli.data.loading.batches import Batch, ordered_batches
 from beitcli.data.loading.kept_batches import KeptBatches
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import OnEvent, ignore

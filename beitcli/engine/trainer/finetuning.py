@@ -20,7 +20,7 @@ from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.intensity import intensity_entry, with_models_intensity
 from beitcli.config.normalization import IMAGENET, Normalization
 from beitcli.config.resizing import DEFAULT
-from beitcli.data.loading.batches import Transform
+from beitcli.data.loading.batch_datasets import Transform
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import OnEvent
 from beitcli.engine.trainer.arithmetic import arithmetic_row, with_step_arithmetic

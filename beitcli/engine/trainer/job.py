@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Generic, Protocol, TypeVar
 
 from beitcli.config.common import Training
-from beitcli.data.loading.batches import Masking, Transform
+from beitcli.data.loading.batch_datasets import Masking, Transform
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import OnEvent
 from beitcli.engine.report.run_time import RunTime, time_of

@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from beitcli.data.loading.batches import Batch, StreamPart, ordered_batches, training_batches
+from beitcli.data.loading.batch_datasets import StreamPart
+from beitcli.data.loading.batches import Batch, ordered_batches, training_batches
 from beitcli.data.loading.read_ahead import read_ahead
 from beitcli.data.loading.sampler import KeyedPermutation
 from beitcli.data.sources.base import Source

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from beitcli.data.annotations.label_maps import IGNORED, LabelMapping
-from beitcli.data.loading.batches import StreamPart, ordered_batches, training_batches
+from beitcli.data.loading.batch_datasets import StreamPart
+from beitcli.data.loading.batches import ordered_batches, training_batches
 from beitcli.data.sources.segmentation import open_segmentation
 from beitcli.data.transforms.segmentation import (
     LabelledSegmentationTransform,

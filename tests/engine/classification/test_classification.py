@@ -17,7 +17,8 @@ from beitcli.config.evaluate import EvalConfig
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.predict import PredictConfig
 from beitcli.config.resolve import resolve
-from beitcli.data.loading.batches import StreamPart, training_batches
+from beitcli.data.loading.batch_datasets import StreamPart
+from beitcli.data.loading.batches import training_batches
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.data.transforms.finetuning import FinetuningTransform

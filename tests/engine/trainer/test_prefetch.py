@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from beitcli.data.loading.batches import Batch, StreamPart, training_batches
+from beitcli.data.loading.batch_datasets import StreamPart
+from beitcli.data.loading.batches import Batch, training_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import CenterTransform
 from beitcli.engine.trainer.prefetch import AHEAD, Prefetcher, on_device, to_device

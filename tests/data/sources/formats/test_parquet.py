@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
 
-from beitcli.data.loading.batches import StreamPart, training_batches
+from beitcli.data.loading.batch_datasets import StreamPart
+from beitcli.data.loading.batches import training_batches
 from beitcli.data.loading.sampler import KeyedPermutation, WindowedPermutation, training_order
 from beitcli.data.sources.base import Blocks, Source
 from beitcli.data.sources.concat import Concat

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from beitcli.data.loading.batches import Batch, StreamPart, ordered_batches, training_batches
+from beitcli.data.loading.batch_datasets import StreamPart
+from beitcli.data.loading.batches import Batch, ordered_batches, training_batches
 from beitcli.data.loading.sampler import KeyedPermutation, WindowedPermutation, split_holdout, training_order
 from beitcli.data.sources.formats.parquet import ParquetSource
 from beitcli.data.sources.open_data import open_data
