@@ -76,7 +76,7 @@ def _exported(config: Any, opened: OpenedInputs, inputs: ProtectedInputs) -> Non
 def _masks(config: Any, opened: OpenedInputs, inputs: ProtectedInputs) -> None:
     if not config.output or config.animate:
         return
-    from beitcli.engine.io.outputs import is_stdout
+    from beitcli.engine.io.output_paths import is_stdout
     from beitcli.engine.io.picture_outputs import picture_file, picture_outputs
 
     if config.stats:
@@ -99,7 +99,7 @@ def _predictions(config: Any, opened: OpenedInputs, inputs: ProtectedInputs) -> 
 
 
 def _tokens(config: Any, opened: OpenedInputs, inputs: ProtectedInputs) -> None:
-    from beitcli.engine.io.outputs import require_folder
+    from beitcli.engine.io.output_paths import require_folder
     from beitcli.engine.io.picture_outputs import picture_file, picture_outputs
     from beitcli.engine.io.token_files import require_writable_tokens
     from beitcli.engine.reconstructed_pictures import ReconstructedPictures

@@ -163,6 +163,6 @@ def _require_out(path: Path, resume: bool) -> None:
 
         RunFolder.create(path, resume=resume)
     if not path.parent.is_dir():
-        from beitcli.engine.io.outputs import require_folder
+        from beitcli.engine.io.output_paths import require_folder
 
         require_folder(path)

@@ -19,7 +19,8 @@ from beitcli.data.sources.subset import Subset
 from beitcli.data.transforms.center import center_box, fit_center
 from beitcli.engine.events import Drawn, OnEvent, Progress, ignore
 from beitcli.engine.io.inputs import image_groups, open_inputs
-from beitcli.engine.io.outputs import OutputFile, finish, is_stdout
+from beitcli.engine.io.output_paths import is_stdout
+from beitcli.engine.io.outputs import OutputFile, finish
 from beitcli.engine.io.picture_outputs import picture_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.previewed_masks import masking_of

@@ -14,8 +14,9 @@ from beitcli.config.predict import PredictConfig
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore
 from beitcli.engine.io.documents import UnreadableImages
-from beitcli.engine.io.outputs import is_stream, make_folder, write_output
+from beitcli.engine.io.output_paths import is_stream, make_folder
 from beitcli.engine.io.prediction_outputs import predicted_task
+from beitcli.engine.io.write_output import write_output
 from beitcli.engine.report.record import read_measured
 from beitcli.engine.report.verdict import verdict_of
 from beitcli.errors import UsageError

@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING
 
 from beitcli.config.tokenize import TokenizeConfig
 from beitcli.data.sources.base import Source
-from beitcli.engine.io.outputs import (
-    OutputFile,
-    OutputNames,
-    make_folder,
-    require_folder,
-    require_writable_outputs,
-    to_picture,
-)
+from beitcli.engine.io.output_paths import make_folder, require_folder
+from beitcli.engine.io.outputs import OutputFile, OutputNames, require_writable_outputs, to_picture
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
 from beitcli.pictures.reconstruction import reconstruction_pair

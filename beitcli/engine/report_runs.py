@@ -9,8 +9,10 @@ from typing import Any
 
 from beitcli.config.output_formats import unknown_format
 from beitcli.config.report import ReportConfig
-from beitcli.engine.io.outputs import is_stream, make_folder, require_writable_outputs, write_output
+from beitcli.engine.io.output_paths import is_stream, make_folder
+from beitcli.engine.io.outputs import require_writable_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
+from beitcli.engine.io.write_output import write_output
 from beitcli.engine.report.page import PAGE, report_document, report_page
 from beitcli.errors import DataError, StorageError
 from beitcli.runtime.storage.own_files import atomic_write, require_own

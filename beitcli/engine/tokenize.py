@@ -15,10 +15,10 @@ from beitcli.data.loading.batches import Batch, ordered_batches
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import Note, OnEvent, Progress, Warned, ignore
 from beitcli.engine.io.inputs import open_inputs
+from beitcli.engine.io.output_paths import make_folder
 from beitcli.engine.io.outputs import (
     OutputFile,
     OutputNames,
-    make_folder,
     require_distinct_outputs,
     require_writable_outputs,
     to_picture,

@@ -16,8 +16,9 @@ import torch.distributed as dist
 from beitcli.engine.mim.task import PretrainTask
 from beitcli.runtime.compute.compile import CompiledModule
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
+from beitcli.runtime.distributed.data_parallel import parallel
 from beitcli.runtime.distributed.fsdp import full_tensor, shard
-from beitcli.runtime.distributed.world import DistributedContext, parallel
+from beitcli.runtime.distributed.world import DistributedContext
 from gpu_steps.context import Context, relative_error
 from gpu_steps.setups import Setup, make_setup
 

@@ -26,7 +26,8 @@ from beitcli.runtime.compute.attention_choice import AttentionChoice, apply_choi
 from beitcli.runtime.compute.attention_trial import MAX_ERROR, AttentionShape, benchmark_kernels
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.sdpa_backend import attention, padded_bias
-from beitcli.runtime.distributed.world import DistributedContext, parallel
+from beitcli.runtime.distributed.data_parallel import parallel
+from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

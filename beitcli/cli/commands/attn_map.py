@@ -9,7 +9,7 @@ from beitcli.config.attn_map import AttnMapConfig
 
 def _run(config: AttnMapConfig, console: CommandConsole) -> None:
     from beitcli.engine.attn_map import attn_map
-    from beitcli.engine.io.outputs import is_stdout
+    from beitcli.engine.io.output_paths import is_stdout
 
     is_picture = is_stdout(config.output)  # that stream is the picture's alone
     last = None

@@ -14,7 +14,7 @@ _FEW = 6  # numbers of a line
 def _run(config: EmbedConfig, console: CommandConsole) -> None:
     from beitcli.engine.embed import embed
     from beitcli.engine.io.feature_files import with_numbers
-    from beitcli.engine.io.outputs import is_stdout
+    from beitcli.engine.io.output_paths import is_stdout
 
     is_picture = config.output != "-" and is_stdout(config.output)
     for document in embed(config, console.on_event, console.stdin):

@@ -67,7 +67,7 @@ def _said(document: dict[str, Any], config: MaskPreviewConfig) -> str:
 def _goes_to_stdout(output: str | None) -> bool:
     if output is None:  # whose import a summary of masks does without
         return False
-    from beitcli.engine.io.outputs import is_stdout
+    from beitcli.engine.io.output_paths import is_stdout
 
     return is_stdout(output)
 

@@ -9,7 +9,7 @@ from beitcli.config.report import ReportConfig
 
 def _run(config: ReportConfig, console: CommandConsole) -> None:
     from beitcli.engine.events import Note
-    from beitcli.engine.io.outputs import is_stdout
+    from beitcli.engine.io.output_paths import is_stdout
     from beitcli.engine.report_runs import report
 
     made = report(config)

@@ -8,7 +8,7 @@ from beitcli.config.tokenize import TokenizeConfig
 
 
 def _run(config: TokenizeConfig, console: CommandConsole) -> None:
-    from beitcli.engine.io.outputs import is_stdout
+    from beitcli.engine.io.output_paths import is_stdout
     from beitcli.engine.tokenize import tokenize
 
     pictures = [config.map, config.codebook, config.output if config.stats and config.output != "-" else None]

@@ -17,7 +17,8 @@ from beitcli.engine.detection.inference import detect
 from beitcli.engine.detection.metrics import Detections, require_pycocotools
 from beitcli.engine.events import Drawn, OnEvent, ignore
 from beitcli.engine.io.documents import documents
-from beitcli.engine.io.outputs import OutputFile, make_folder
+from beitcli.engine.io.output_paths import make_folder
+from beitcli.engine.io.outputs import OutputFile
 from beitcli.engine.io.prediction import open_prediction
 from beitcli.engine.io.prediction_outputs import PredictedPictures
 from beitcli.engine.trainer.distributed_eval import Batching

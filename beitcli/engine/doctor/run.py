@@ -25,8 +25,10 @@ from beitcli.engine.doctor.page import doctor_page
 from beitcli.engine.doctor.passes import examine_all
 from beitcli.engine.doctor.report import Diagnosis, DoctorReport, diagnose
 from beitcli.engine.events import Event, Note, OnEvent, Progress, Warned, ignore, openings
-from beitcli.engine.io.outputs import is_stdout, make_folder, require_writable_outputs, write_output
+from beitcli.engine.io.output_paths import is_stdout, make_folder
+from beitcli.engine.io.outputs import require_writable_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
+from beitcli.engine.io.write_output import write_output
 from beitcli.errors import UsageError
 from beitcli.runtime.metric_text import counted
 

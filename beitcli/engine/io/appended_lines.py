@@ -14,7 +14,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import BinaryIO
 
-from beitcli.engine.io.outputs import is_stream, open_stream, output_error
+from beitcli.engine.io.output_paths import is_stream
+from beitcli.engine.io.write_output import open_stream, output_error
 from beitcli.runtime.storage.own_files import create_new, remove_orphans, temporary_beside
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from beitcli.config.architecture import kind_in_words
 from beitcli.config.inspect_export import ExportConfig
-from beitcli.engine.io.outputs import require_folder, require_writable_outputs
+from beitcli.engine.io.output_paths import require_folder
+from beitcli.engine.io.outputs import require_writable_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.errors import UsageError
 

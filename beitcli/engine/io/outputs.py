@@ -1,18 +1,11 @@
-"""The writer of all output files: names that stay inside their folder, and nothing that is overwritten unasked.
-
-A regular file is written whole or not at all, with the umask's mode. A link that the user named is followed; a pipe or
-a device is written into.
-"""
+"""The files that a command writes: names that stay inside their folder, and nothing that is overwritten unasked."""
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -20,10 +13,11 @@ from PIL import Image
 
 from beitcli.config.output_formats import unknown_format
 from beitcli.data.sources.base import Source
+from beitcli.engine.io.output_paths import descriptor_of, is_stream, make_folder, require_folder
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
-from beitcli.errors import ReaderGone, StorageError, UsageError
-from beitcli.runtime.storage.own_files import atomic_write, remove_orphans
+from beitcli.engine.io.write_output import replace_file, write_output
+from beitcli.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +83,7 @@ class OutputFile:
         if self.is_named:
             write_output(self.path, write)
         else:
-            _replace(self.path, self.path, write)
+            replace_file(self.path, self.path, write)
         if self.log is not None:
             self.log.wrote(self.path)
 
@@ -235,117 +229,12 @@ def require_distinct_outputs(outputs: Iterable[tuple[str, Path]]) -> None:
             folders[path.parent] = os.path.realpath(path.parent)
         place = os.path.join(folders[path.parent], path.name)
         if os.path.islink(place):
-            number = _descriptor(path)
+            number = descriptor_of(path)
             place = os.path.realpath(path) if number is None else f"descriptor {number}"
         if place in taken and place != os.devnull:
             both = f"{option} would twice" if taken[place] == option else f"{taken[place]} and {option} would both"
             raise UsageError(f"{both} write '{path}'.", "Give each a name or a folder of its own.")
         taken[place] = option
-
-
-def is_stream(path: Path) -> bool:
-    """Whether a path is a pipe, a terminal, another device, or a descriptor of this process, which is written into."""
-    if _descriptor(path) is not None:
-        return True
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
-
-def is_stdout(output: str | None) -> bool:
-    """Whether an output is the process's stdout, as `-`, /dev/stdout or a link to it."""
-    return output == "-" or (output is not None and _descriptor(Path(output)) == 1)
-
-
-def _descriptor(path: Path) -> int | None:
-    """Returns N if the path leads to /dev/fd/N or /proc/self/fd/N: opening that again would start at its beginning."""
-    for _ in range(40):
-        folder = os.path.realpath(path.parent)
-        if folder in ("/dev/fd", f"/proc/{os.getpid()}/fd") and path.name.isdecimal():
-            return int(path.name)
-        try:
-            path = Path(folder, os.readlink(path))
-        except (OSError, ValueError):
-            return None
-    return None
-
-
-def make_folder(folder: Path) -> Path:
-    """Creates a folder; raises StorageError if it cannot be created or written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unmakeable(folder, error.strerror or error) from None
-    if not os.access(folder, os.W_OK):
-        raise _unwritable(folder)
-    return folder
-
-
-def require_folder(folder: Path) -> None:
-    """Raises the StorageError of `make_folder` for a folder that cannot be made, and makes nothing."""
-    there = whole = folder.absolute()
-    while not os.path.lexists(there):
-        there = there.parent
-    if not there.is_dir():
-        raise _unmakeable(folder, os.strerror(errno.EEXIST if there == whole else errno.ENOTDIR))
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise _unwritable(folder) if there == whole else _unmakeable(folder, os.strerror(errno.EACCES))
-
-
-def _unmakeable(folder: Path, reason: object) -> StorageError:
-    return StorageError(f"Output folder '{folder}' cannot be made: {reason}.", "Give a writable folder.")
-
-
-def _unwritable(folder: Path) -> StorageError:
-    return StorageError(f"Output folder '{folder}' cannot be written.", "Give a writable folder.")
-
-
-def write_output(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes an output that the user named: a regular file atomically, of a link the file that it points to.
-
-    A pipe, a terminal or another device is written into, and never replaced.
-
-    Raises:
-        StorageError: The disk is full or the folder cannot be written; an existing file is unchanged.
-    """
-    if not is_stream(path):
-        whole = Path(os.path.realpath(path))
-        remove_orphans(whole)
-        _replace(whole, path, write)
-        return
-    content = BytesIO()  # archives seek, which a pipe cannot
-    write(content)
-    try:
-        with open_stream(path) as file:
-            file.write(content.getbuffer())
-    except BrokenPipeError as error:
-        if _descriptor(path) == 1:
-            raise ReaderGone(*error.args) from None
-        raise output_error(path, error) from None
-    except OSError as error:
-        raise output_error(path, error) from None
-
-
-def open_stream(path: Path) -> BinaryIO:
-    """Opens a pipe, device or descriptor of this process for writing; a pipe waits for its reader. Raises OSError."""
-    number = _descriptor(path)
-    return open(os.dup(number) if number is not None else os.open(path, os.O_WRONLY | os.O_CLOEXEC), "wb")
-
-
-def _replace(path: Path, shown: Path, write: Callable[[BinaryIO], object]) -> None:
-    try:
-        atomic_write(path, write)
-    except OSError as error:
-        raise output_error(shown, error) from None
-
-
-def output_error(path: Path, error: OSError) -> StorageError:
-    """Returns the error of an output that cannot be written."""
-    return StorageError(
-        f"'{path}' cannot be written: {error.strerror or error}.", "Free space, or give another output."
-    )
 
 
 def to_picture(image: torch.Tensor) -> Image.Image:

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from beitcli.engine.io.outputs import is_stream, output_error
+from beitcli.engine.io.output_paths import is_stream
+from beitcli.engine.io.write_output import output_error
 from beitcli.errors import StorageError
 from beitcli.runtime.storage.own_files import open_own
 from beitcli.runtime.storage.safe_json import dump_json, parse_json

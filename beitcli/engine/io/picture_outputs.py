@@ -9,16 +9,8 @@ from pathlib import Path
 
 from beitcli.config.output_formats import is_one_picture, unknown_format
 from beitcli.data.sources.base import Source
-from beitcli.engine.io.outputs import (
-    MOST_IN_ONE,
-    PICTURES,
-    OutputFile,
-    is_stream,
-    make_folder,
-    output_files,
-    require_folder,
-    require_writable_outputs,
-)
+from beitcli.engine.io.output_paths import is_stream, make_folder, require_folder
+from beitcli.engine.io.outputs import MOST_IN_ONE, PICTURES, OutputFile, output_files, require_writable_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.errors import UsageError
 

@@ -11,7 +11,8 @@ from beitcli.config.output_formats import require_folder_name
 from beitcli.config.predict import PredictConfig
 from beitcli.config.tasks import DEFAULT_TASK, TaskDefinition
 from beitcli.data.sources.base import Source
-from beitcli.engine.io.outputs import OutputNames, is_stream, require_folder, require_writable_outputs
+from beitcli.engine.io.output_paths import is_stream, require_folder
+from beitcli.engine.io.outputs import OutputNames, require_writable_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
 from beitcli.errors import UsageError

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from beitcli.data.sources.formats.parquet import require_pyarrow
-from beitcli.engine.io.outputs import write_output
+from beitcli.engine.io.write_output import write_output
 from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.storage.safe_json import dump_json, parse_json
 

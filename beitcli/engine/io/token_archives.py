@@ -17,9 +17,10 @@ import numpy as np
 from safetensors import safe_open
 
 from beitcli.data.sources.formats.parquet import require_pyarrow
-from beitcli.engine.io.outputs import is_stream, write_output
+from beitcli.engine.io.output_paths import is_stream
 from beitcli.engine.io.part_files import PartFiles
 from beitcli.engine.io.token_lines import STORED, Document, TokenFile, TokenKind
+from beitcli.engine.io.write_output import write_output
 from beitcli.errors import StorageError
 from beitcli.runtime.storage.safe_json import dump_json, parse_json
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from beitcli.config.output_formats import PICTURE_SUFFIXES, unknown_format
 from beitcli.config.tokenize import TokenizeConfig
-from beitcli.engine.io.outputs import is_stream, require_folder, require_writable_outputs
+from beitcli.engine.io.output_paths import is_stream, require_folder
+from beitcli.engine.io.outputs import require_writable_outputs
 from beitcli.engine.io.part_files import part_files
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.token_archives import Npz, Parquet, Safetensors

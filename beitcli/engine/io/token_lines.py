@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from beitcli.engine.io.appended_lines import AppendedLines
-from beitcli.engine.io.outputs import is_stream, make_folder
+from beitcli.engine.io.output_paths import is_stream, make_folder
 from beitcli.errors import DataError, UsageError
 from beitcli.runtime.storage.safe_json import dump_json, parse_json
 

@@ -19,8 +19,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from beitcli.data.sources.formats._packed import MANIFEST
-from beitcli.engine.io.outputs import OutputFile, make_folder, output_error
+from beitcli.engine.io.output_paths import make_folder
+from beitcli.engine.io.outputs import OutputFile
 from beitcli.engine.io.protected_inputs import ProtectedInputs
+from beitcli.engine.io.write_output import output_error
 from beitcli.engine.pack.plan import SHARD_NAME
 from beitcli.engine.pack.record import BAD, DESCRIPTIONS, SUMS, Record, entries, files_of_pack, read_record
 from beitcli.engine.pack.writing import Written

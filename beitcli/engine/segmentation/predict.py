@@ -15,7 +15,8 @@ from beitcli.data.sources.base import Source
 from beitcli.data.transforms.segmentation import SegmentationEvalTransform
 from beitcli.engine.events import Drawn, OnEvent, ignore
 from beitcli.engine.io.documents import documents
-from beitcli.engine.io.outputs import OutputFile, make_folder
+from beitcli.engine.io.output_paths import make_folder
+from beitcli.engine.io.outputs import OutputFile
 from beitcli.engine.io.prediction import open_prediction
 from beitcli.engine.io.prediction_outputs import PredictedPictures
 from beitcli.engine.segmentation.evaluate import label_mapping_of, open_segmenter, windows_of

@@ -20,8 +20,8 @@ from beitcli.errors import BeitError, DistributedError, StorageError, UsageError
 from beitcli.escaping import shell_line
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.optimizer import load_optimizer_tensors, optimizer_tensors
+from beitcli.runtime.distributed.equal_weights import differing_ranks
 from beitcli.runtime.distributed.fsdp import distribute_like, full_tensor, is_sharded
-from beitcli.runtime.distributed.world import differing_ranks
 from beitcli.runtime.shortages import shortage
 from beitcli.runtime.storage.async_writer import CheckpointWriter, Snapshot, SnapshotTaker, Written
 from beitcli.runtime.storage.checkpoint import CheckpointFolder, newest_checkpoint, repair_latest, save_checkpoint

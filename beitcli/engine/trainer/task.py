@@ -23,8 +23,8 @@ from beitcli.models.networks.efficient_attention import disable_flex
 from beitcli.runtime.compute.attention_choice import AttentionChoice
 from beitcli.runtime.compute.compile import CompiledModule
 from beitcli.runtime.compute.device import Compute, choose_workers
+from beitcli.runtime.distributed.data_parallel import parallel
 from beitcli.runtime.distributed.fsdp import defer_reduction, is_sharded, shard
-from beitcli.runtime.distributed.world import parallel
 from beitcli.runtime.signals import StopRequest
 from beitcli.runtime.storage.run_dir import RunFolder
 

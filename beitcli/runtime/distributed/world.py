@@ -11,7 +11,6 @@ from __future__ import annotations
 import pickle
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,9 +19,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-from torch.nn.parallel import DistributedDataParallel
 
 from beitcli.errors import BeitError, DistributedError, UsageError
 from beitcli.runtime.distributed.joining import agree_on_attempt, cores_here, gpu_index, share_of_cores
@@ -279,56 +275,6 @@ def is_peer_failure(error: BaseException) -> bool:
     """Whether an error only means that another rank has died or hangs."""
     kinds = (dist.DistError, ConnectionError)
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and bool(_BY_A_PEER.search(str(error))))
-
-
-def differing_ranks(world: DistributedContext, tensors: Iterable[torch.Tensor]) -> list[int]:
-    """Returns the ranks whose tensors differ bitwise from those of the majority; empty if all are equal.
-
-    Each rank sums the bits of its tensors as integers, at memory bandwidth; only the sums are compared.
-    """
-    sums = world.gather(bits(tensors)) if world.size > 1 else []
-    if len(set(sums)) <= 1:
-        return []
-    usual = max(sums, key=lambda value: (sums.count(value), value == sums[0]))
-    return [rank for rank, value in enumerate(sums) if value != usual]
-
-
-@torch.no_grad()
-def bits(tensors: Iterable[torch.Tensor]) -> int:
-    """Returns a checksum of fp32 tensors: the weighted sum of their words, modulo 2^64. Any flipped bit changes it."""
-    sums = [tensor.detach().contiguous().view(torch.int32).sum(dtype=torch.int64) for tensor in tensors]
-    weights = torch.arange(1, 2 * len(sums), 2, device=sums[0].device)  # odd, so that equal changes do not cancel
-    return int((torch.stack(sums) * weights).sum())
-
-
-def parallel(
-    model: nn.Module, world: DistributedContext, *, all_used: bool = True, compression: str = "none"
-) -> nn.Module:
-    """Wraps the model in DDP, which averages gradients over ranks during the backward pass.
-
-    Args:
-        all_used: Whether every parameter has a gradient in every step.
-        compression: `none`, or `bf16`: gradients are cast to it for the all-reduce, and summed in it.
-
-    Raises:
-        UsageError: This build of torch cannot compress gradients.
-    """
-    if world.size == 1:
-        return model
-    warnings.filterwarnings("ignore", message="Grad strides do not match")  # strides of sides of 1, which are arbitrary
-    # No `device_ids`: DDP would move the seeds of CPU generators to the device, and reading them would wait for it.
-    # No `static_graph`, which is incompatible with `no_sync`: only the last micro-batch of a step reduces gradients.
-    shared = DistributedDataParallel(  # gradients as views of their buckets take half the memory
-        model, find_unused_parameters=not all_used, gradient_as_bucket_view=True
-    )
-    shared.broadcast_buffers = False  # constant, or equal on all ranks; torch 2.14 has renamed the argument
-    if compression == "bf16":
-        try:
-            shared.register_comm_hook(None, bf16_compress_hook)
-        except TypeError as error:  # DDP's check of CUDA and NCCL
-            said = f"--grad-compression bf16: {str(error).splitlines()[0]}."
-            raise UsageError(said, "Leave --grad-compression out.") from None
-    return shared
 
 
 def _control() -> Any:

@@ -13,8 +13,10 @@ from beitcli.config.architecture import Architecture, Positions
 from beitcli.engine.trainer.optimizer_step import _update
 from beitcli.models.networks.classifier import Classifier
 from beitcli.runtime.compute.optimizer import make_adamw, optimizer_tensors, parameter_groups
+from beitcli.runtime.distributed.data_parallel import parallel
+from beitcli.runtime.distributed.equal_weights import differing_ranks
 from beitcli.runtime.distributed.fsdp import defer_reduction, full_tensor, is_sharded, shard, unsharded
-from beitcli.runtime.distributed.world import DistributedContext, differing_ranks, join, parallel, shutdown
+from beitcli.runtime.distributed.world import DistributedContext, join, shutdown
 from tests.helpers.forked import Child
 from tests.helpers.processes import free_port
 
