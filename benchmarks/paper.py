@@ -43,7 +43,7 @@ TABLES = {
     "figure 2": attention.TABLE,
 }
 WITH_MASKS = ("3", "4", "figure 2")
-WRITTEN = ("small", "quick", "gpu")
+WRITTEN = ("small", "gpu")
 """Budgets whose sections are written, in order."""
 PICTURE_WIDTH = 1400
 PICTURED = {"scratch": "few", "pixels": "pretrain", "beit": "pretrain"}

@@ -123,19 +123,6 @@ BUDGETS = {
         segment_search_steps=60,
         arithmetic="--precision bf16",
     ),
-    "quick": Budget(  # a seed is twenty minutes on two cores; too little to decide most claims
-        tokenizer_steps=300,
-        vqkd_steps=150,
-        pretrain_steps=160,
-        longer_steps=320,
-        few=1000,
-        few_steps=96,
-        many=5000,
-        many_steps=160,  # 5,120 views
-        search_steps=40,
-        segment_steps=60,
-        segment_search_steps=20,
-    ),
     "gpu": Budget(
         model="medium",
         image_size=64,

@@ -88,7 +88,7 @@ def test_standard_error_is_binomial() -> None:
     assert standard_error(10, 2000) == pytest.approx(0.6708, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["small", "quick", "gpu"])
+@pytest.mark.parametrize("name", ["small", "gpu"])
 def test_budgets_see_every_label_and_say_what_they_see(name: str) -> None:
     budget = BUDGETS[name]
     assert budget.few_steps * budget.batch_size >= budget.few
@@ -263,5 +263,5 @@ def test_iou_is_that_of_the_best_threshold() -> None:
 def test_marks_without_a_section_hold_nothing(runner: Runner, tmp_path: Path) -> None:
     document = tmp_path / "results.md"
     document.write_text("before\n<!-- table 3 -->\nold\n<!-- end table 3 -->\nafter\n")
-    paper.write_between_marks(document, "table 3", paper.lines_of("3", runner, range(3), ["small", "quick", "gpu"]))
+    paper.write_between_marks(document, "table 3", paper.lines_of("3", runner, range(3), ["small", "gpu"]))
     assert document.read_text() == "before\n<!-- table 3 -->\n\n<!-- end table 3 -->\nafter\n"
