@@ -64,7 +64,7 @@ def _command(command: Command) -> Iterator[str]:
     for setting in (*arguments, *(each for each in settings if not each.option.argument)):
         yield from (".TP", _label(setting), _text(setting.help))
     yield from (".TP", r"\fB\-\-json\fR", _text(command.declaration.json_help))
-    yield from (".TP", r"\fB\-q\fR, \fB\-\-quiet\fR", "Print errors only.")
+    yield from (".TP", r"\fB\-q\fR, \fB\-\-quiet\fR", "Print results and errors only.")
     yield from (".TP", r"\fB\-\-debug\fR", "Print full tracebacks.")
 
 

@@ -265,7 +265,10 @@ def _shell_options(declared: Declaration) -> list[inspect.Parameter]:
         _keyword("help_all", bool, typer.Option(ALL, help="Show every option and exit."), False),
         _keyword("as_json", bool, json, False),
         _keyword(
-            "quiet", bool, typer.Option("-q", "--quiet", help="Print errors only.", rich_help_panel="Output"), False
+            "quiet",
+            bool,
+            typer.Option("-q", "--quiet", help="Print results and errors only.", rich_help_panel="Output"),
+            False,
         ),
         _keyword(
             "debug", bool, typer.Option("--debug", help="Print full tracebacks.", rich_help_panel="Output"), False

@@ -44,8 +44,11 @@ def in_words(report: Mapping[str, Any], epochs: float | None = None) -> dict[str
             shown[_BASELINE] = f"{baseline:.4f} (always guessing the most frequent class)"
     if "masked_accuracy" in shown and (baseline := report.get(_BASELINE)) is not None:
         shown[_BASELINE] = f"{baseline:.4g} (always guessing the most frequent token)"
-    if (error := shown.pop("masked_accuracy_std_error", None)) is not None:
+    if error := shown.pop("masked_accuracy_std_error", None):
         shown["masked_accuracy"] = f"{report['masked_accuracy']:.4g} (standard error {error:.1g})"
+    if "images_per_second" in shown and report.get("images_seen") and report.get("seconds"):
+        average = report["images_seen"] / report["seconds"]
+        shown["images_per_second"] = f"{average:.4g} on average, {report['images_per_second']:.4g} at the end"
     if "measured_on" in shown:
         shown.pop("measured_images", None)
     if epochs is not None and "epoch" in shown:

@@ -21,7 +21,7 @@ from beitcli.runtime.metric_text import counted
 Level = Literal["suits", "usable", "does not suit", "cannot tell"]
 ENTROPY_SHARE, COMMONEST_SHARE, _EXPLAINED = (0.75, 0.5), (0.1, 0.4), (0.5, 0.25)
 _EVEN = 4  # times its even share 1 / V, a code is not too common
-_TOKENS_PER_CODE = 4  # fewer tokens do not show how the codes are used
+TOKENS_PER_CODE = 4  # fewer tokens do not show how the codes are used
 _NAMED = 3  # more inputs than these are not repeated in the command
 
 
@@ -49,8 +49,8 @@ def judge(figures: dict[str, Any], inputs: Sequence[str] = ()) -> Verdict:
             f"Nothing can be learned from these tokens: each image is of one colour ({figures['codes_used']} of "
             f"{codes} codes used), and no tokenizer finds more in it. Give other images.",
         )
-    if tokens < _TOKENS_PER_CODE * codes:
-        needed = _TOKENS_PER_CODE * codes
+    if tokens < TOKENS_PER_CODE * codes:
+        needed = TOKENS_PER_CODE * codes
         return Verdict(
             "cannot tell",
             f"Whether the tokenizer suits this data cannot be told: {counted(figures['images'], 'image')} "

@@ -65,7 +65,7 @@ KINDS = {int: "N", float: "NUMBER", Size: "PX[,PX]"}
 LAST = ("Machine", "Output")  # panels, as in the help
 EVERYWHERE = (
     ("--json", "Results as JSON, also on a terminal."),
-    ("-q, --quiet", "Print errors only."),
+    ("-q, --quiet", "Print results and errors only."),
     ("--debug", "Print full tracebacks."),
     ("-h, --help", "The common settings; --help-all shows every one."),
 )

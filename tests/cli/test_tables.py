@@ -96,6 +96,11 @@ def test_what_every_evaluation_has_in_common_is_not_shown() -> None:
     ]
 
 
+def test_the_speed_of_a_run_is_its_average_and_the_last() -> None:
+    told = in_words({"images_seen": 25600, "seconds": 266.4, "images_per_second": 143.717})
+    assert told["images_per_second"] == "96.1 on average, 143.7 at the end"
+
+
 def test_accuracy_of_a_pretraining_has_its_error_beside_it_and_images_are_told_once() -> None:
     measured = {"masked_accuracy": 0.04506, "masked_accuracy_std_error": 0.00407, "measured_images": 512}
     told = in_words({**measured, "measured_on": "512 held-out images"})

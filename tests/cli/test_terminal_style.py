@@ -34,7 +34,7 @@ def test_help_is_styled_as_the_terminal_can(environ: dict[str, str], codes: set[
         plain.append(CODES.sub("", said))
     assert seen == codes
     assert "│ pretrain           Pretrain a BEiT by masked image modeling." in plain[0]
-    assert "│ -q, --quiet              Print errors only." in plain[1]
+    assert "│ -q, --quiet              Print results and errors only." in plain[1]
     assert {len(line) for text in plain for line in text.splitlines() if line.startswith(("╭", "│", "╰"))} == {80}
 
 

@@ -180,6 +180,17 @@ def test_runs_takes_damaged_files_for_what_they_are(beit, folder_of_runs):
     assert (found[str(folder_of_runs / "c")]["step"], found[str(folder_of_runs / "c")]["figures"]) == (3, {"loss": 1.5})
 
 
+def test_a_report_written_later_leaves_a_run_as_old_as_it_is(beit, folder_of_runs):
+    run = folder_of_runs / "a"
+    for path in (run / "config.toml", run / "metrics.jsonl", *run.glob("checkpoints/*/trainer.json")):
+        os.utime(path, (1000, 1000))
+    for path in run.glob("tokenizer/metrics.jsonl"):
+        os.utime(path, (900, 900))
+    assert beit("report", run).code == 0
+    (found,) = (each for each in runs_of(beit, folder_of_runs) if each["run"] == str(run))
+    assert found["when"] == 1000
+
+
 @pytest.mark.parametrize("words", [("runs", "nowhere"), ("runs", ".")])
 def test_a_folder_without_runs_is_an_error_of_data(beit, tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)

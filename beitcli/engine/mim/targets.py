@@ -22,6 +22,8 @@ from beitcli.models.networks.patchify import patch_pixels
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 from beitcli.tokenizers.base import Tokenizer
 
+_PATCHES_PER_CODE = 4  # fewer measured ones do not show the frequencies of codes
+
 
 class MetricAccumulator(ABC):
     """Accumulates metrics over the batches of an evaluation."""
@@ -148,7 +150,7 @@ class TokenTarget(Target):
         return (right * weights).sum() / weights.sum()
 
     def accumulator(self) -> MetricAccumulator:
-        return _TokenAccumulator(torch.zeros_like(self.counts))
+        return _TokenAccumulator(torch.zeros_like(self.counts), self.counts)
 
     def running_metrics(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
         self.counts += world.all_reduce_sum(self.local_counts)
@@ -177,8 +179,15 @@ def _weights(targets: torch.Tensor, metric_mask: torch.Tensor | None) -> torch.T
 
 
 class _TokenAccumulator(MetricAccumulator):
-    def __init__(self, counts: torch.Tensor) -> None:
-        self.counts = counts
+    """Sums over the measured patches.
+
+    Args:
+        counts: (V,) zeros.
+        trained: (V,) counts of the tokens that were trained on, over all ranks.
+    """
+
+    def __init__(self, counts: torch.Tensor, trained: torch.Tensor) -> None:
+        self.counts, self.trained = counts, trained
         # per batch: summed loss, patches, images, and (2,) correct patches and the squares of those of each image; the
         # tensors are read at the end, as to read one waits for the device
         self.parts: list[tuple[torch.Tensor, int, int, torch.Tensor]] = []
@@ -202,8 +211,9 @@ class _TokenAccumulator(MetricAccumulator):
         parts = [(float(loss), patches, images, *right.tolist()) for loss, patches, images, right in self.parts]
         loss, patches, images, right, squares = map(sum, zip(*world.gather_interleaved(parts), strict=True))
         counts = world.all_reduce_sum(self.counts.clone())
-        baseline, entropy = unigram_metrics(counts)
         hidden = int(counts.sum())
+        is_few = hidden < _PATCHES_PER_CODE * len(counts) and int(self.trained.sum()) > hidden
+        baseline, entropy = trained_baselines(counts, self.trained) if is_few else unigram_metrics(counts)
         known: dict[str, float] = {"measured_patches": hidden}
         if images:
             known["measured_images"] = images
@@ -234,6 +244,21 @@ def unigram_metrics(counts: torch.Tensor) -> tuple[float, float]:
     """Returns the share of the most frequent token and the entropy in nats, from (V,) counts."""
     probabilities = counts.cpu().double() / counts.sum().clamp(min=1).cpu()
     return float(probabilities.max()), float(-torch.special.xlogy(probabilities, probabilities).sum())
+
+
+def trained_baselines(counts: torch.Tensor, trained: torch.Tensor) -> tuple[float, float]:
+    """Returns what `unigram_metrics` does, by the frequencies of the tokens that were trained on.
+
+    n measured tokens have an entropy of ln n at most, and one code a share of 1 / n at least: of few tokens, no model
+    could be better. Of a code that was not trained on, one token more is counted.
+
+    Args:
+        counts: (V,) of the measured tokens.
+        trained: (V,) of the others.
+    """
+    measured, others = counts.cpu().double(), trained.cpu().double()
+    frequencies = (others + 1) / (others.sum() + len(others))
+    return float(others.max() / others.sum()), float(-(measured * frequencies.log()).sum() / measured.sum())
 
 
 class PixelTarget(Target):

@@ -128,6 +128,17 @@ def _title(name: str) -> str:
     return _ENTROPY if name == "unigram_entropy" else metric_title(name)
 
 
+def _speed(record: RunRecord, last: dict[str, float]) -> str:
+    """Returns the images per second of the whole training, and of the last logged steps."""
+    if "images_per_second" not in last:
+        return ""
+    at_the_end, batch_size = last["images_per_second"], record.settings.get("batch_size")
+    if not (isinstance(batch_size, int) and record.time.training > 0 and record.step):
+        return f"{at_the_end:,.1f} images/s at the end"
+    average = record.step * batch_size / record.time.training
+    return f"{average:,.1f} images/s on average, {at_the_end:,.1f} at the end"
+
+
 def _facts(record: RunRecord, last: dict[str, float]) -> dict[str, str]:
     settings = record.settings
     data = settings.get("data")
@@ -137,7 +148,7 @@ def _facts(record: RunRecord, last: dict[str, float]) -> dict[str, str]:
         "fingerprint of the data": record.fingerprint[:_FINGERPRINT],
         "time": str(record.time) if record.time.total else "",
         "measured on": ", ".join(filter(None, (str(settings.get("val") or ""), *_measured_counts(record)))),
-        "speed": f"{last['images_per_second']:,.1f} images/s" if "images_per_second" in last else "",
+        "speed": _speed(record, last),
         "waiting for data": f"{last['data_wait_share']:.0%} of the time" if "data_wait_share" in last else "",
     }
     return {name: text for name, text in facts.items() if text}

@@ -36,6 +36,8 @@ def interval_of(name: str, measured: Mapping[str, float]) -> tuple[float, float]
     value, error = measured[name], measured.get(f"{name}_std_error")
     if error is not None:
         images = int(measured.get("measured_images", 0))
+        if images and not error:  # all images alike, as where none is right: no certainty
+            return share_interval(value, images)
         half = abs(error) * (student_95(images - 1) if images else NORMAL_95)
         return max(0.0, value - half), min(1.0, value + half)
     images = int(measured.get("images", 0))

@@ -62,9 +62,11 @@ def read_run(path: Path) -> Run:
     tokenizer = newest_folder(path / "tokenizer" / "checkpoints") if newest is None else None
     tokenizer_step = None if tokenizer is None else _step_of(tokenizer)
     state = _state(path, newest, tokenizer, trainer)
-    changed = [path, path / "metrics.jsonl"]
+    changed = [path / "config.toml", path / "metrics.jsonl", path / "tokenizer" / "metrics.jsonl"]  # not the report
+    if newest is not None:
+        changed.append(newest / "trainer.json")
     if state == "running":  # its checkpoint may be far behind
-        changed += [path / ".lock", path / "tokenizer" / "metrics.jsonl"]
+        changed.append(path / ".lock")
         step = _later(trainer.get("step"), _logged_since_held(path, path / "metrics.jsonl"))
         if newest is None and step is None:
             tokenizer_step = _later(tokenizer_step, _logged_since_held(path, path / "tokenizer" / "metrics.jsonl"))

@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from beitcli.engine.report.intervals import NORMAL_95, share_interval, student_95
-from beitcli.engine.tokenizer_verdict import COMMONEST_SHARE, ENTROPY_SHARE
+from beitcli.engine.report.intervals import interval_of, share_interval
+from beitcli.engine.tokenizer_verdict import COMMONEST_SHARE, ENTROPY_SHARE, TOKENS_PER_CODE
 from beitcli.runtime.metric_text import is_share, percent
 
 Grade = Literal["good", "early", "bad", "unknown"]
@@ -126,13 +126,12 @@ def _tokens(last: Mapping[str, float], measured: Measured) -> Verdict:
     accuracy, guess = last["masked_accuracy"], last.get("baseline_accuracy", 0.0)
     entropy = last.get("unigram_entropy", 0.0)
     loss = last.get("masked_loss", last.get("loss", 0.0))
-    error, images = last.get("masked_accuracy_std_error"), int(last.get("measured_images", 0))
+    images = int(last.get("measured_images", 0))
     interval, low = "", accuracy
     above = loss - entropy
-    if error is not None:
-        half = error * (student_95(images - 1) if images else NORMAL_95)
-        low, high = max(0.0, accuracy - half), min(1.0, accuracy + half)
-        interval = f" (95%: {percent(low)} to {percent(high)})"
+    if (between := interval_of("masked_accuracy", last)) is not None:
+        low = between[0]
+        interval = f" (95%: {percent(low)} to {percent(between[1])})"
     times = (
         f", {accuracy / guess:.1f} times always guessing the most frequent token ({percent(guess)})" if guess else ""
     )
@@ -222,7 +221,9 @@ def _poor_codes(last: Mapping[str, float], codes: int) -> Verdict | None:
 
 def _code_use(last: Mapping[str, float], codes: int) -> str:
     of, common = f" of {codes:,}" if codes else "", last.get("commonest_share", 0.0)
-    figures = f"{int(last.get('codes_used', 0)):,}{of} codes, as many as {last['perplexity']:,.0f} used evenly"
+    tokens = int(last.get("measured_tokens", 0))
+    among = f" among {tokens:,} tokens" if 0 < tokens < TOKENS_PER_CODE * codes else ""  # too few to show them all
+    figures = f"{int(last.get('codes_used', 0)):,}{of} codes{among}, as many as {last['perplexity']:,.0f} used evenly"
     return figures + (f"; one has {percent(common)} of the tokens" if common > COMMONEST_SHARE[1] else "")
 
 

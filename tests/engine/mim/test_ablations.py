@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -160,6 +161,25 @@ def test_error_of_the_accuracy_is_that_of_images(tokenizer_run):
     one = target.accumulator()
     one.update(guessed[:2], tokens[:2], None, 1)
     assert "masked_accuracy_std_error" not in one.compute()
+
+
+def test_guesses_beside_few_measured_patches_are_by_the_tokens_trained_on(tokenizer_run):
+    """6 patches of 16 codes: the best guess of one of 6 would be right for a sixth, and their entropy ln 6 at most."""
+    target = TokenTarget(open_tokenizer(str(tokenizer_run)), torch.device("cpu"))
+    tokens = torch.arange(6)
+    outputs = F.one_hot(tokens, 16).float()
+    alone = target.accumulator()
+    alone.update(outputs, tokens, None, 3)
+    assert alone.compute()["baseline_accuracy"] == pytest.approx(1 / 6)
+    target.load_state({"token_counts": torch.tensor([9] + [1] * 15)})  # 24 tokens
+    few, many = target.accumulator(), target.accumulator()
+    few.update(outputs, tokens, None, 3)
+    measured = few.compute()
+    assert measured["baseline_accuracy"] == pytest.approx(9 / 24)
+    assert measured["unigram_entropy"] == pytest.approx(-(math.log(10 / 40) + 5 * math.log(2 / 40)) / 6)
+    for _ in range(11):  # 66 patches, four of each code
+        many.update(outputs, tokens, None, 3)
+    assert many.compute()["unigram_entropy"] == pytest.approx(math.log(6))
 
 
 def test_tallies_read_nothing_of_the_device_before_the_end(tokenizer_run):

@@ -89,8 +89,8 @@ def test_the_time_of_a_run_is_the_whole_and_its_parts(tmp_path: Path) -> None:
 def test_a_run_that_goes_on_shows_its_last_logged_step_and_its_tokenizers(tmp_path: Path) -> None:
     """Checkpoints of hours ago said nothing of what a resumed run does now."""
     run = saved(write_run(tmp_path / "run"), step=20, planned=80)
-    make_older(run)
-    make_older(run / "metrics.jsonl")
+    for file in (run / "config.toml", run / "metrics.jsonl", *run.glob("checkpoints/*/trainer.json")):
+        make_older(file)
     assert (read_run(run).state, read_run(run).step, read_run(run).when) == ("stopped", 20, 1e9)
     held = hold_run(run)
     going_on = read_run(run)

@@ -234,6 +234,17 @@ def test_a_share_that_was_better_before_is_told_as_a_percentage() -> None:
     )
 
 
+def test_none_right_of_a_few_images_is_no_certainty() -> None:
+    none = TOKENS | {"masked_accuracy": 0.0, "masked_accuracy_std_error": 0.0, "measured_images": 10}
+    assert "0.0% of the hidden tokens right (95%: 0.0% to 27.8%)" in judged(none)[1]
+
+
+def test_codes_in_use_are_told_with_the_tokens_where_these_are_too_few_to_show_all() -> None:
+    few = judged(CODES | {"measured_tokens": 640}, "train-tokenizer", vocab_size=1024)[1]
+    assert "1,007 of 1,024 codes among 640 tokens, as many as 804 used evenly" in few
+    assert "among" not in judged(CODES | {"measured_tokens": 4096}, "train-tokenizer", vocab_size=1024)[1]
+
+
 def test_what_is_not_measured_or_not_known_is_no_verdict() -> None:
     assert verdict_of(Measured("pretrain", [])) == Verdict("unknown", "Nothing was measured yet.")
     tokenizer = Measured("train-tokenizer", [(6, FEW)], vocab_size=256)

@@ -14,6 +14,7 @@ from beitcli.runtime.metric_text import counted
 FEW_TO_MEASURE = 50
 MOST_EPOCHS = 1000  # the longest recipe has 800
 _PASSES = 300  # that are proposed in place of more
+_TOKENIZER_EPOCHS, _TOKENIZER_PASSES = 200, 100  # a tokenizer is only the way to a BEiT
 _SMALL_BATCH = 16  # below which gradients are noise at a recipe's learning rate
 _MORE_STEPS = "Give --steps, or more images."
 _FEW_STEPS = 100
@@ -69,15 +70,15 @@ def own_tokenizer_findings(images: int, batch: int, steps: int) -> Iterator[Find
             f"The tokenizer, which trains first, has {counted(images, 'image')} too: its codes will fit these alone.",
             "Give some hundreds, or one that is trained: --tokenizer RUN, or --tokenizer dall-e.",
         )
-    if steps * batch / images >= MOST_EPOCHS:
-        passes, way_out = _passes(images, batch, steps, "--tokenizer-steps")
+    if steps * batch / images >= _TOKENIZER_EPOCHS:
+        passes, way_out = _passes(images, batch, steps, "--tokenizer-steps", _TOKENIZER_PASSES)
         yield Finding("tokenizer-many-epochs", "warning", f"The tokenizer trains first, and its {passes}.", way_out)
 
 
-def _passes(images: int, batch: int, steps: int, flag: str) -> tuple[str, str]:
-    """Returns how often a training sees its images, and the number of steps that sees them some 300 times."""
+def _passes(images: int, batch: int, steps: int, flag: str, proposed: int = _PASSES) -> tuple[str, str]:
+    """Returns how often a training sees its images, and the number of steps that sees them `proposed` times."""
     passes = steps * batch / images
-    enough = max(1, round(_PASSES * images / batch))
+    enough = max(1, round(proposed * images / batch))
     return (
         f"{steps:,} steps of {batch:,} images are {passes:,.0f} passes over {counted(images, 'image')}",
         f"{flag} {enough} makes {max(1, round(enough * batch / images)):,} passes.",

@@ -70,7 +70,7 @@ def test_the_tokenizer_that_is_trained_on_the_way_is_judged_too(tmp_path: Path, 
     assert few["what"].startswith("The tokenizer, which trains first, has 12 images too")
     assert "--tokenizer RUN" in few["way_out"]
     assert "its 800 steps of 16 images are 1,067 passes over 12 images" in many["what"]
-    assert many["way_out"] == "--tokenizer-steps 225 makes 300 passes."
+    assert many["way_out"] == "--tokenizer-steps 75 makes 100 passes."
     assert f"warning: {many['what']} {many['way_out']}" in ended.err.splitlines()
     assert kinds(own_tokenizer_findings(500, 16, 1000)) == []
 
