@@ -127,8 +127,12 @@ class CommandConsole:
         self._make_way()
         write_stdout(file.getvalue())
 
-    def _draw(self, panels: Sequence[Panel]) -> None:
-        """Draws pictures with lines beneath in the terminal of stderr; without a fit one, says so once."""
+    def _draw(self, panels: Sequence[Panel], legend: Sequence[str] = ()) -> None:
+        """Draws pictures with lines beneath in the terminal of stderr; without a fit one, says so once.
+
+        Args:
+            legend: Lines beneath the first drawing.
+        """
         from beitcli.pictures.terminal import VARIABLE, cell_width, draw_panels, protocol_of
 
         style = style_of(Stderr())
@@ -149,6 +153,9 @@ class CommandConsole:
         if self._bar is not None:
             self._bar.stop()
         Stderr().write(drawn)
+        for line in legend:
+            if not self._has_been_told(line):
+                self._say(line, "dim")
 
     def _make_way(self) -> None:
         """Pauses the progress bar if results go to the same terminal; the next event restarts it."""
@@ -275,7 +282,7 @@ class CommandConsole:
             waited = f"; training waited {event.stall:.2g} s for it" if event.stall >= _LONG_STALL else ""
             self._say(f"saved step {event.step:,}{waited}", "dim")
         elif isinstance(event, events.Drawn):
-            self._draw(event.panels)
+            self._draw(event.panels, event.legend)
         elif isinstance(event, events.Warned):
             self._say(f"warning: {event.message}", "yellow")
         elif isinstance(event, events.Note) and not (event.once and self._has_been_told(event.message)):

@@ -288,7 +288,8 @@ def test_mask_preview_with_a_model_draws_four_panels_and_tells_the_accuracy(
         accuracy = preview.document["masked_accuracy"]
         panels = seen[-1].panels
         assert len(panels) == 4
-        assert panels[3].notes[0].startswith(f"{round(6 * accuracy)} of 6 right ({accuracy:.0%})")
+        assert panels[3].notes == (f"{round(6 * accuracy)} of 6 right ({accuracy:.0%})",)
+        assert seen[-1].legend[0] == "disc: right, cross: wrong"
 
 
 def test_stats_are_drawn(beit: Callable, tmp_path: Path) -> None:
