@@ -25,7 +25,7 @@ from beitcli.cli.tables import (
     rows_table,
 )
 from beitcli.cli.terminal_style import style_of
-from beitcli.cli.wrapping import wrapped
+from beitcli.cli.wrapping import arranged, wrapped
 from beitcli.errors import BeitError, Stopped, StorageError, UsageError
 from beitcli.escaping import terminal, terminal_line
 
@@ -102,14 +102,24 @@ class CommandConsole:
         """As `print_line`, on a terminal wrapped at words."""
         self._print_raw(_for_screen(terminal_line(text), sys.stdout) if sys.stdout.isatty() else text)
 
-    def print_figures(self, text: str) -> None:
-        """As `print_line`, on a terminal broken where two spaces part what is said."""
-        if not sys.stdout.isatty():
-            self._print_raw(text)
-            return
-        from beitcli.cli.progress import broken_between_figures
+    def print_about(self, name: str, parts: Sequence[str], style: str = "") -> None:
+        """Prints a name and what is said of it in a line; on a terminal what does not fit stands below, indented.
 
-        self._print_raw("\n".join(broken_between_figures(terminal_line(text), style_of(sys.stdout).width)))
+        Args:
+            parts: Each is kept in one piece.
+            style: Of the first part, on a terminal.
+        """
+        if not sys.stdout.isatty():
+            self._print_raw("  ".join([name, *parts]))
+            return
+        screen = style_of(sys.stdout)
+        rows = arranged(terminal_line(name), [terminal_line(part) for part in parts], screen.width)
+        first = (0, 1) if len(rows[0]) > 1 else (1, 0)
+        lines = [
+            "  ".join(screen.styled(text, style if (row, place) == first else "") for place, text in enumerate(texts))
+            for row, texts in enumerate(rows)
+        ]
+        self._print_raw("\n    ".join(lines))
 
     def print_text(self, text: str) -> None:
         """Prints text of several lines, none of which is a stranger's."""
