@@ -444,4 +444,7 @@ def test_lines_on_a_terminal_count_right_guesses_and_name_a_sheet_once(
         right = round(document["masked_accuracy"] * document["num_masked"])
         said = f"{document['num_masked']} of 16 patches hidden, {right} of their tokens guessed right"
         assert [line for line in told if line.startswith(f"{document['path']}  {said} (")]
-    assert "hidden; -o PICTURE draws what the model guesses there" in beit(*argv).out
+    assert not [line for line in told if set(line) <= set("█·")]  # the picture has the masks
+    undrawn = beit(*argv).out.splitlines()
+    assert [line for line in undrawn if line.endswith("hidden; -o PICTURE draws what the model guesses there")]
+    assert len([line for line in undrawn if set(line) <= set("█·")]) == 2 * 4
