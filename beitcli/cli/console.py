@@ -242,12 +242,14 @@ class CommandConsole:
         if "error" in document and not self.quiet and not self.muted:
             self._say(f"warning: {document['path']}: {document['error']}", "yellow")
 
-    def print_rows(self, rows: Sequence[dict[str, Any]], nothing: str = "", whole: str = "", title: str = "") -> None:
+    def print_rows(
+        self, rows: Sequence[dict[str, Any]], nothing: str = "", whole: str = "", title: str = "", room: str = ""
+    ) -> None:
         """Prints a table of one kind of thing, a row each, for a terminal; the line `nothing` if there is no row."""
         if nothing and not rows:
             self.print_line(nothing)
         else:
-            self._print(rows_table(rows, title, whole))
+            self._print(rows_table(rows, title, whole, room, style_of(sys.stdout).width))
 
     def _print(self, table: Any) -> None:
         """Prints a rich table to stdout."""
