@@ -25,7 +25,7 @@ from beitcli.cli.tables import (
     rows_table,
 )
 from beitcli.cli.terminal_style import style_of
-from beitcli.cli.wrapping import wrapped
+from beitcli.cli.wrapping import arranged, wrapped
 from beitcli.errors import BeitError, Stopped, StorageError, UsageError
 from beitcli.escaping import terminal, terminal_line
 
@@ -102,14 +102,24 @@ class CommandConsole:
         """As `print_line`, on a terminal wrapped at words."""
         self._print_raw(_for_screen(terminal_line(text), sys.stdout) if sys.stdout.isatty() else text)
 
-    def print_figures(self, text: str) -> None:
-        """As `print_line`, on a terminal broken where two spaces part what is said."""
-        if not sys.stdout.isatty():
-            self._print_raw(text)
-            return
-        from beitcli.cli.progress import broken_between_figures
+    def print_about(self, name: str, parts: Sequence[str], style: str = "") -> None:
+        """Prints a name and what is said of it in a line; on a terminal what does not fit stands below, indented.
 
-        self._print_raw("\n".join(broken_between_figures(terminal_line(text), style_of(sys.stdout).width)))
+        Args:
+            parts: Each is kept in one piece.
+            style: Of the first part, on a terminal.
+        """
+        if not sys.stdout.isatty():
+            self._print_raw("  ".join([name, *parts]))
+            return
+        screen = style_of(sys.stdout)
+        rows = arranged(terminal_line(name), [terminal_line(part) for part in parts], screen.width)
+        first = (0, 1) if len(rows[0]) > 1 else (1, 0)
+        lines = [
+            "  ".join(screen.styled(text, style if (row, place) == first else "") for place, text in enumerate(texts))
+            for row, texts in enumerate(rows)
+        ]
+        self._print_raw("\n    ".join(lines))
 
     def print_text(self, text: str) -> None:
         """Prints text of several lines, none of which is a stranger's."""
@@ -127,8 +137,12 @@ class CommandConsole:
         self._make_way()
         write_stdout(file.getvalue())
 
-    def _draw(self, panels: Sequence[Panel]) -> None:
-        """Draws pictures with lines beneath in the terminal of stderr; without a fit one, says so once."""
+    def _draw(self, panels: Sequence[Panel], legend: Sequence[str] = ()) -> None:
+        """Draws pictures with lines beneath in the terminal of stderr; without a fit one, says so once.
+
+        Args:
+            legend: Lines beneath the first drawing.
+        """
         from beitcli.pictures.terminal import VARIABLE, cell_width, draw_panels, protocol_of
 
         style = style_of(Stderr())
@@ -149,6 +163,9 @@ class CommandConsole:
         if self._bar is not None:
             self._bar.stop()
         Stderr().write(drawn)
+        for line in legend:
+            if not self._has_been_told(line):
+                self._say(line, "dim")
 
     def _make_way(self) -> None:
         """Pauses the progress bar if results go to the same terminal; the next event restarts it."""
@@ -225,12 +242,14 @@ class CommandConsole:
         if "error" in document and not self.quiet and not self.muted:
             self._say(f"warning: {document['path']}: {document['error']}", "yellow")
 
-    def print_rows(self, rows: Sequence[dict[str, Any]], nothing: str = "", whole: str = "", title: str = "") -> None:
+    def print_rows(
+        self, rows: Sequence[dict[str, Any]], nothing: str = "", whole: str = "", title: str = "", room: str = ""
+    ) -> None:
         """Prints a table of one kind of thing, a row each, for a terminal; the line `nothing` if there is no row."""
         if nothing and not rows:
             self.print_line(nothing)
         else:
-            self._print(rows_table(rows, title, whole))
+            self._print(rows_table(rows, title, whole, room, style_of(sys.stdout).width))
 
     def _print(self, table: Any) -> None:
         """Prints a rich table to stdout."""
@@ -275,7 +294,7 @@ class CommandConsole:
             waited = f"; training waited {event.stall:.2g} s for it" if event.stall >= _LONG_STALL else ""
             self._say(f"saved step {event.step:,}{waited}", "dim")
         elif isinstance(event, events.Drawn):
-            self._draw(event.panels)
+            self._draw(event.panels, event.legend)
         elif isinstance(event, events.Warned):
             self._say(f"warning: {event.message}", "yellow")
         elif isinstance(event, events.Note) and not (event.once and self._has_been_told(event.message)):

@@ -127,7 +127,8 @@ class LiveProgress:
         if event.metrics:
             figures = _live_figures(event.metrics, event.classes, on_training=event.on_training)
             new |= {"speed_text": "  ".join(speed_texts(event.metrics)), "figures": figures}
-        self._bar.update(task, completed=event.done, total=event.total or None, **new)
+        is_told = any(name.startswith(HELD_OUT) for name in event.metrics)  # by a line above the bar as last drawn
+        self._bar.update(task, completed=event.done, total=event.total or None, refresh=is_told, **new)
 
     def stop(self) -> None:
         self._bar.stop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from beitcli.cli.wrapping import columns
 from beitcli.escaping import terminal_line
 from beitcli.runtime.metric_text import epochs_text, is_idle
 
@@ -21,6 +22,7 @@ _FACTS = ("layer", "images")  # shown next to the metrics, never in bold
 _LESS_IS_BETTER = ("bits_per_dim",)
 _BASELINE = "baseline_accuracy"
 _WHOLE = 36  # characters
+_LEAST_ROOM, _LEAST_FIRST = 20, 12  # characters
 _TITLES = {"bad": "unreadable images"}  # of fields whose names in JSON say less
 _UNRANKED = (_BASELINE, "deviation", "posterior_entropy", "bound_se")  # metrics that are neither good nor bad
 
@@ -96,24 +98,52 @@ def facts_table(facts: Mapping[str, Any], title: str = "") -> Table:
     return table
 
 
-def rows_table(rows: Sequence[Mapping[str, Any]], title: str = "", whole: str = "") -> Table:
+def rows_table(
+    rows: Sequence[Mapping[str, Any]], title: str = "", whole: str = "", room: str = "", width: int = 80
+) -> Table:
     """Builds a table of things of one kind: a column per key of the first, and of None an empty cell.
 
     Args:
         whole: A column of texts that are not wrapped, if none is very long; others are narrowed for it.
+        room: A column of texts that matter most: in a table wider than `width` the other texts are wrapped for it.
+        width: Columns of the terminal.
     """
     from rich.text import Text
 
     table = _table(title)
+    narrowed = _narrowed(rows, room, width) if rows and room else {}
     for name in rows[0] if rows else ():
         values = [row[name] for row in rows]
         is_number = any(_is_number(value) for value in values)
-        is_whole = name == whole and all(len(str(value)) <= _WHOLE for value in values)
+        is_whole = name == whole and name not in narrowed and all(len(str(value)) <= _WHOLE for value in values)
         justify: Literal["left", "right"] = "right" if is_number else "left"
-        table.add_column(_name(name), justify=justify, no_wrap=is_number or is_whole, overflow="fold")
+        no_wrap, fixed = is_number or is_whole, narrowed.get(name)
+        table.add_column(_name(name), justify=justify, no_wrap=no_wrap, overflow="fold", width=fixed)
     for row in rows:
         table.add_row(*(Text(terminal_line(_cell(value))) for value in row.values()))
     return table
+
+
+def _narrowed(rows: Sequence[Mapping[str, Any]], room: str, width: int) -> dict[str, int]:
+    """Returns the widths of the columns of texts in a table that is wider than `width`; empty if it is not.
+
+    Texts are wrapped at words; what that leaves is the room's, of which the first column takes what it must.
+    """
+    texts = {name: [name, *(terminal_line(_cell(row[name])) for row in rows)] for name in rows[0]}
+    widest = {name: max(map(columns, cells)) for name, cells in texts.items()}
+    between = 2 * (len(texts) - 1)
+    if sum(widest.values()) + between <= width:
+        return {}
+    first = next(iter(texts))
+    narrow = {
+        name: max(columns(word) for text in cells for word in text.split() or [""])
+        for name, cells in texts.items()
+        if name not in (first, room) and not any(_is_number(row[name]) for row in rows)
+    }
+    left = width - between - sum(narrow.get(name, widest[name]) for name in texts if name not in (first, room))
+    narrow[room] = min(widest[room], max(_LEAST_ROOM, left - widest[first]))
+    narrow[first] = min(widest[first], max(_LEAST_FIRST, left - narrow[room]))
+    return narrow
 
 
 def comparison_table(rows: Sequence[dict[str, Any]], first: str, width: int = 80) -> Table:
@@ -190,6 +220,7 @@ def _table(title: str = "", *, show_header: bool = True) -> Table:
         header_style=_NAME_STYLE,
         box=None,
         padding=(0, 2, 0, 0),
+        pad_edge=False,
     )
 
 

@@ -7,6 +7,7 @@ comma or semicolon in it), or within a sentence. A terminal wraps what is longer
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from unicodedata import east_asian_width
 
 _PREFIX = re.compile(r"(?:error|stopped|warning): ")
@@ -41,6 +42,28 @@ def _parts(line: str, width: int) -> list[str]:
         else:
             parts.append(indent + word)
     return [part.replace(_KEPT, " ") for part in parts]
+
+
+def arranged(name: str, parts: Sequence[str], width: int) -> list[list[str]]:
+    """Arranges a name and what is said of it: in one line if that fits, else the parts after the first below it.
+
+    Args:
+        parts: None is broken that fits a line of its own.
+        width: Columns of the terminal.
+
+    Returns:
+        The texts of each line, to be joined by two spaces; lines after the first are to be indented by four.
+    """
+    if columns("  ".join([name, *parts])) <= width:
+        return [[name, *parts]]
+    beside = 1 if parts and columns(f"{name}  {parts[0]}") <= width else 0
+    rows, room = [[name, *parts[:beside]]], width - 4
+    for part in parts[beside:]:
+        if len(rows) > 1 and columns("  ".join([*rows[-1], part])) <= room:
+            rows[-1].append(part)
+        else:
+            rows += [[text] for text in wrapped(part, room).split("\n")]
+    return rows
 
 
 def columns(text: str) -> int:

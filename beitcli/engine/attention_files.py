@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from beitcli.config.attn_map import AttnMapConfig
 from beitcli.engine.attention_mapper import AttentionMapper, MappedImage
 from beitcli.engine.io.outputs import OutputFile
-from beitcli.pictures.attention import ACCENTS, add_colorbar, attention_panel, draw_heatmap, percent
+from beitcli.pictures.attention import ACCENTS, add_colorbar, attention_panel, draw_heatmap, percent, pixel_text
 from beitcli.pictures.attention_figure import FigureRow, attention_figure
 from beitcli.pictures.attention_page import ExploredImage, Explorer, attention_page
 from beitcli.pictures.canvas import Panel
@@ -41,7 +41,11 @@ class AttentionFiles:
             self.explorer = mapper.explorer(len(outputs) if self.is_of_all else 1)
         self._explored: list[ExploredImage] = []
         self._rows: list[FigureRow] = []
-        self._names: list[str] = []  # of the images in them
+
+    @property
+    def _is_sheet(self) -> bool:
+        """Whether the file of all images is a picture with words, not a bare figure for an article."""
+        return self.is_of_all and self.suffix not in _AS_FIGURE and not self.config.figure
 
     def output(self, index: int) -> str | None:
         """Returns the path of an image's file; None without files."""
@@ -56,8 +60,7 @@ class AttentionFiles:
             stored = mapped.crop.box, mapped.patches, mapped.layers
             self._explored.append(ExploredImage(path, picture, *stored, self._command(path)))
         elif self.config.figure or self.is_of_all or self.suffix in _AS_FIGURE:
-            self._rows += _figure_rows(mapped)
-            self._names.append(Path(path).name or path)
+            self._rows += _figure_rows(mapped, (Path(path).name or path) if self._is_sheet else "")
         elif self.suffix == ".npy":
             self.outputs[index].write(lambda file: np.save(file, mapped.maps))
             return
@@ -78,7 +81,7 @@ class AttentionFiles:
             for name, each in zip(self.mapper.names, maps, strict=True):
                 heat = draw_heatmap(plain, each, self.config.threshold, self.config.smooth)
                 mark_point(heat, *mark)
-                title = f"point {number} at {point[0]}, {point[1]}" + (f", head {name}" if several else "")
+                title = f"point {number} at {pixel_text(point)}" + (f", head {name}" if several else "")
                 scale = f"at most {percent(float(each.max()))} in a patch, uniform {percent(1 / each.size)}"
                 panels.append(Panel(heat, title, (scale,)))
         return [Panel(marked, path, (", ".join(about),)), *panels]
@@ -94,7 +97,7 @@ class AttentionFiles:
             output.write(lambda file: file.write(page))
         else:
             self._write_figure(output, path)
-        self._explored, self._rows, self._names = [], [], []
+        self._explored, self._rows = [], []
 
     def _write_figure(self, output: OutputFile, path: str) -> None:
         names = self.mapper.names
@@ -110,7 +113,9 @@ class AttentionFiles:
             output.write(lambda file: picture.save(file, format="PNG", dpi=(DPI, DPI)))
         else:
             margin = ImageOps.expand(as_pixels(figure, _DPI_OF_A_SHEET), 16, WHITE)
-            output.save_png(titled(margin, [", ".join(self._names), ", ".join(self._about())]))
+            patches = self._rows[0].maps[0][1].size
+            scale = f"each map relative to its max; uniform 1/{patches} = {percent(1 / patches)}"
+            output.save_png(titled(margin, [", ".join(self._about()), scale]))
 
     def _command(self, path: str) -> list[str]:
         """Returns the words of the command that draws this image's maps; IMAGE for one that is no file of its own."""
@@ -150,23 +155,28 @@ class AttentionFiles:
                 (mapped.crop.to_picture(point, picture.size), mapped.maps[p, 0])
                 for p, point in enumerate(mapped.points)
             ]
-            captions = [f"{p} at {x}, {y}" for p, (x, y) in enumerate(mapped.points, start=1)]
+            captions = [f"{p} at {pixel_text(point)}" for p, point in enumerate(mapped.points, start=1)]
             width = min(448, picture.width)
             panel = attention_panel(picture, maps, threshold, captions=captions, min_width=width, smooth=smooth)
         return titled(panel, [Path(path).name or path, ", ".join(self._about())])
 
 
-def _figure_rows(mapped: MappedImage) -> list[FigureRow]:
-    """Returns one row of the figure for an image, or one for each point if there are several heads."""
+def _figure_rows(mapped: MappedImage, name: str) -> list[FigureRow]:
+    """Returns one row of the figure for an image, or one for each point if there are several heads.
+
+    Args:
+        name: Of the image, to be written above its first row, and the scale of each map below it; empty for a bare
+            figure.
+    """
     picture = mapped.crop_picture(448, 672)
     points = [
         (number, mapped.crop.to_picture(point, picture.size)) for number, point in enumerate(mapped.points, start=1)
     ]
     if mapped.maps.shape[1] == 1:
-        return [FigureRow(picture, points, list(enumerate(mapped.maps[:, 0])))]
+        return [FigureRow(picture, points, list(enumerate(mapped.maps[:, 0])), name, bool(name))]
     return [
-        FigureRow(picture, [point], [(0, head) for head in heads])
-        for point, heads in zip(points, mapped.maps, strict=True)
+        FigureRow(picture, [point], [(0, head) for head in heads], "" if number else name, bool(name))
+        for number, (point, heads) in enumerate(zip(points, mapped.maps, strict=True))
     ]
 
 
@@ -180,6 +190,6 @@ def _head_panels(mapped: MappedImage, names: list[str | int], threshold: float |
             each = picture.copy() if head_map is None else draw_heatmap(picture, head_map, threshold, smooth)
             mark_point(each, (centre[0] + 0.5, centre[1] + 0.5), str(p + 1), _MARK)
             pictures.append(add_colorbar(each, head_map, threshold))
-        captions = [f"{p + 1} at {x}, {y}", *(f"head {name}" for name in names)]
+        captions = [f"{p + 1} at {pixel_text((x, y))}", *(f"head {name}" for name in names)]
         panels.append(grid_of(pictures, columns, captions=captions))
     return grid_of(panels, 1, gap=0)

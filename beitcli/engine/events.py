@@ -86,9 +86,14 @@ class Saved(Event):
 
 @dataclass(frozen=True)
 class Drawn(Event):
-    """Pictures of one shape to show side by side where that can be done: of `--preview`."""
+    """Pictures of one shape to show side by side where that can be done: of `--preview`.
+
+    Attributes:
+        legend: Lines that hold for the pictures of all images, to be shown once.
+    """
 
     panels: Sequence[Panel]
+    legend: Sequence[str] = ()
 
 
 OnEvent = Callable[[Event], None]

@@ -40,14 +40,16 @@ class Preview:
 
     Attributes:
         panels: The image, what is hidden of it, and what a model makes of that.
+        legend: What stands once beneath them.
     """
 
     document: dict[str, Any]
     panels: list[Panel] | None
+    legend: tuple[str, ...] = ()
 
     @property
     def picture(self) -> Image.Image | None:
-        return sheet(self.panels) if self.panels else None
+        return sheet(self.panels, notes=self.legend) if self.panels else None
 
 
 def mask_preview(
@@ -84,6 +86,7 @@ def mask_preview(
         planned = picture_outputs(config.output, "-o", source, inputs, overwrite=config.overwrite)
         outputs, on_sheet = planned.files, planned.is_sheet
     together: list[list[Panel]] = []
+    legend: tuple[str, ...] = ()
     bad = 0
     for group in image_groups(source, config.batch_size if guesser and draws else 1):
         images = {index: image for index, image in group if not isinstance(image, str)}
@@ -98,20 +101,21 @@ def mask_preview(
             else:
                 output, panels = outputs[index] if outputs else None, None
                 if draws:
+                    legend = guesses[index].legend if index in guesses else ()
                     width = _ON_A_SHEET if on_sheet else _PICTURE
                     panels = _panels(image, masks[index], guesses.get(index), source.path(index), width)
                 if panels and config.preview:
-                    on_event(Drawn(panels))
+                    on_event(Drawn(panels, legend))
                 if panels and on_sheet:
                     together.append(panels)
                 elif panels and output is not None and not to_stdout:
-                    output.save_picture(sheet(panels))
+                    output.save_picture(sheet(panels, notes=legend))
                 place = output.path if output else None
                 document = _document(source.path(index), masks[index], place, guesses.get(index))
-                yield Preview(document, panels)
+                yield Preview(document, panels, legend)
             on_event(Progress("mask-preview", index + 1, len(source), "image"))
     if together and outputs:
-        outputs[0].save_picture(contact_sheet(together))
+        outputs[0].save_picture(contact_sheet(together, notes=legend))
     finish(outputs)
     if bad:
         raise DataError(f"{bad} of {counted(len(source), 'image')} cannot be read.", "Their lines say why.")

@@ -63,9 +63,9 @@ def _read_or_name(path: Path) -> Run:
 
 
 def age(when: float) -> str:
-    """Returns how long ago a time was, such as "3 h ago"."""
+    """Returns how long ago a time was, such as "3 h"."""
     seconds = max(0.0, time.time() - when)
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return "now"
+            return f"{seconds / length:.0f} {unit}"
+    return "<1 min"

@@ -15,7 +15,8 @@ from PIL import Image
 from beitcli.config.tokenize import TokenizeConfig
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import fit_center
-from beitcli.engine.events import Drawn, OnEvent
+from beitcli.engine.events import Drawn, Note, OnEvent
+from beitcli.engine.io.output_paths import is_stdout
 from beitcli.engine.io.outputs import OutputFile, finish, to_picture
 from beitcli.engine.io.picture_outputs import PictureOutputs, picture_file, picture_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
@@ -90,6 +91,7 @@ class TokenPictures:
             return
         places = {self.source.path(index): index for index in range(len(self.source))}
         together: list[list[Panel]] = []
+        written: list[Path] = []
         for document in documents:
             panels = self._panels(document, places) if "tokens" in document else None
             if panels and self.config.preview:
@@ -97,11 +99,17 @@ class TokenPictures:
             if panels and self.maps is not None and self.maps.is_sheet:
                 together.append(panels)
             elif panels and self.maps is not None:
-                self.maps.files[places[document["path"]]].save_picture(sheet(panels))
+                file = self.maps.files[places[document["path"]]]
+                file.save_picture(sheet(panels))
+                written.append(file.path)
             yield document
         if together and self.maps is not None:
             self.maps.files[0].save_picture(contact_sheet(together))
+            written.append(self.maps.files[0].path)
         finish(self.maps.files if self.maps is not None else None)
+        if written and not is_stdout(self.config.map):
+            place = f"Map: {written[0]}" if len(written) == 1 else f"Maps: {len(written):,} in '{self.config.map}'"
+            on_event(Note(place))
 
     def _panels(self, document: dict[str, Any], places: dict[str, int]) -> list[Panel] | None:
         tokens = np.array(document["tokens"]).reshape(document["grid"])
@@ -148,7 +156,7 @@ class TokenPictures:
         whole = self.tokenizer.decode(codes[:, None].expand(-1, 9).contiguous(), (3, 3))
         return whole[:, :, side : 2 * side, side : 2 * side]
 
-    def draw_codebook(self, counts: torch.Tensor, world: DistributedContext) -> None:
+    def draw_codebook(self, counts: torch.Tensor, world: DistributedContext, on_event: OnEvent) -> None:
         """Draws the sheet of the codebook; all ranks must call it.
 
         Args:
@@ -176,6 +184,8 @@ class TokenPictures:
         images, used = total // (self.size // side) ** 2, int((counts > 0).sum())
         source = "an image" if images == 1 else f"{images:,} images"
         self.codebook.save_picture(codebook_sheet(entries, total, used, len(counts), source))
+        if not is_stdout(self.config.codebook):
+            on_event(Note(f"Codebook: {self.codebook.path}"))
 
     def draw_chart(self, counts: torch.Tensor, summary: dict[str, Any]) -> dict[str, Any]:
         """Draws how codes are used, with `--stats -o`, and returns `{"output"}`; nothing if no image was read."""

@@ -112,7 +112,7 @@ def tokenize(
             yield summary | drawing.draw_chart(counts, summary)
     elif config.codebook:
         world.all_reduce_sum(counts)
-    drawing.draw_codebook(counts, world)
+    drawing.draw_codebook(counts, world, on_event)
     total = tally.total
     if total.bad and config.on_bad == "report":
         way_out = "Without --stats their lines say why." if config.stats else "Their lines say why."

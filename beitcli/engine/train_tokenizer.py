@@ -31,9 +31,8 @@ from beitcli.engine.trainer.run_job import run_job
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
 from beitcli.engine.trainer.task import RunSession, Task, Tensors, never_stop
 from beitcli.errors import UsageError
-from beitcli.pictures.canvas import PREVIEW_TEXT
-from beitcli.pictures.panels import grid_of
-from beitcli.pictures.reconstruction import reconstruction_pair
+from beitcli.pictures.canvas import PREVIEW_TEXT, contact_sheet
+from beitcli.pictures.reconstruction import reconstruction_panels
 from beitcli.runtime.compute.device import Compute, describe, is_small_step, join_compute, one_thread
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.compute.lr_schedules import warmup_cosine
@@ -194,7 +193,7 @@ class TokenizerTask(Task):
         tokens = model.encode(model.preprocess(originals))
         decoded = model.decode(tokens, (size // model.downsample, size // model.downsample))
         pairs = zip(map(to_picture, originals), map(to_picture, decoded), strict=True)
-        return grid_of([reconstruction_pair(*pair, size=PREVIEW_TEXT) for pair in pairs], columns=1, gap=0)
+        return contact_sheet([reconstruction_panels(*pair) for pair in pairs], PREVIEW_TEXT)
 
     def checkpoint_config(self) -> dict[str, Any]:
         config, teacher = self.config, self.teacher

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -120,8 +121,15 @@ def _scale(attention: np.ndarray, threshold: float | None, size: tuple[int, int]
 
 
 def percent(share: float) -> str:
-    """Writes a share (0-1) in per cent, with three digits."""
-    return f"{100 * share:.3g} %"
+    """Writes a share (0-1) in per cent with three significant digits, and at most six decimals, as the page does."""
+    value = float(f"{100 * share:.3g}")
+    decimals = 2 - math.floor(math.log10(value)) if value > 0 else 2
+    return f"{value:.{min(6, max(0, decimals))}f}%"
+
+
+def pixel_text(point: Point) -> str:
+    """Says where a point is, in pixels of the upright image."""
+    return f"pixel {point[0]:g}, {point[1]:g}"
 
 
 def attention_panel(
@@ -163,7 +171,7 @@ def attention_panel(
         mark_point(heat, centre, str(number), colour)
         pictures.append(add_colorbar(heat, attention, threshold))
         kept = "" if threshold is None else f": {threshold:.0%} of the attention"
-        texts.append(f"point {number} at {x:g}, {y:g}{kept}" if captions is None else captions[number - 1])
+        texts.append(f"point {number} at {pixel_text((x, y))}{kept}" if captions is None else captions[number - 1])
     pictures.insert(0, add_colorbar(marked, None))
     if columns is None:
         columns = -(-len(pictures) // -(-len(pictures) // 5))

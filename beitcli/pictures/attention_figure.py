@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFont
 
-from beitcli.pictures.attention import ACCENTS, Point, draw_heatmap
+from beitcli.pictures.attention import ACCENTS, Point, draw_heatmap, percent
+from beitcli.pictures.canvas import elided
 from beitcli.pictures.drawing import Disc, Drawing, Item, Picture, Text
 
 _SIDE = 96.0  # points, of the longer side of a cell
 _GAP = 4.0
-_HEADER = 12.0
+_HEADER = 12.0  # height of a line of text
+_TEXT, _MEASURED = 7.5, 16
 _MOST_MAPS = 7  # in one row; further maps go below
 
 
@@ -25,11 +28,15 @@ class FigureRow:
         photograph: RGB, the crop that the maps cover.
         points: Each with its number and (x, y) in pixels of the photograph.
         maps: Each (h, w) with the place of its point in `points`.
+        name: Written above the row.
+        tells_scale: Whether the maximum of each map is written below it.
     """
 
     photograph: Image.Image
     points: Sequence[tuple[int, Point]]
     maps: Sequence[tuple[int, np.ndarray]]
+    name: str = ""
+    tells_scale: bool = False
 
 
 def attention_figure(
@@ -59,16 +66,30 @@ def attention_figure(
     columns = 1 + min(_MOST_MAPS, max(len(row.maps) for row in rows))
     header, top, items = _HEADER if headers else 0.0, 0.0, list[Item]()
     for row in rows:
+        below = _HEADER if row.tells_scale else 0.0
+        if row.name:
+            items.append(_name(row.name, top + _HEADER / 2, columns * step[0] - _GAP))
+            top += _HEADER
         items += _cell(row, row.photograph, row.points, (0, top + header, *cell))
         for number, (place, attention) in enumerate(row.maps):
             down, across = divmod(number, _MOST_MAPS)
-            box = (across + 1) * step[0], top + header + down * (step[1] + header), *cell
+            box = (across + 1) * step[0], top + header + down * (step[1] + header + below), *cell
             heat = draw_heatmap(row.photograph, attention, threshold, smooth)
             items += _cell(row, heat, [row.points[place]], box)
             if headers:
-                items.append(Text(headers[number], (box[0] + cell[0] / 2, box[1] - header / 2 + 1), 7.5))
-        top += -(-len(row.maps) // _MOST_MAPS) * (step[1] + header)
+                items.append(Text(headers[number], (box[0] + cell[0] / 2, box[1] - header / 2 + 1), _TEXT))
+            if row.tells_scale:
+                most = f"max {percent(float(attention.max()))}"
+                items.append(Text(most, (box[0] + cell[0] / 2, box[1] + cell[1] + below / 2), _TEXT))
+        top += -(-len(row.maps) // _MOST_MAPS) * (step[1] + header + below)
     return Drawing((columns * step[0] - _GAP, top - _GAP), items, title)
+
+
+def _name(name: str, middle: float, width: float) -> Text:
+    """Returns the name of a row from the left, shortened to the width."""
+    font = ImageFont.load_default(_MEASURED * _TEXT)  # letters of a small one are as wide as whole pixels
+    shown = elided(name, font, math.floor(_MEASURED * width))
+    return Text(shown, (font.getlength(shown) / _MEASURED / 2, middle), _TEXT)
 
 
 def _cell(

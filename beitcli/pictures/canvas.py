@@ -118,15 +118,16 @@ def balanced_columns(count: int, about: float) -> int:
     return min(choices, key=lambda columns: (-count % columns, abs(columns - about)))
 
 
-def contact_sheet(rows: Sequence[Sequence[Panel]], size: int | None = None) -> Image.Image:
+def contact_sheet(rows: Sequence[Sequence[Panel]], size: int | None = None, notes: Sequence[str] = ()) -> Image.Image:
     """Arranges the panels of several images, those of an image side by side, about half as wide again as high.
 
     Args:
         size: Font size in pixels; default by the width of the narrowest panel.
+        notes: Paragraphs beneath all, wrapped.
     """
     panels = max(len(row) for row in rows)
     beside = max(1, min(len(rows), round((1.5 * len(rows) / panels) ** 0.5)))
-    return sheet([panel for row in rows for panel in row], columns=beside * panels, size=size)
+    return sheet([panel for row in rows for panel in row], columns=beside * panels, size=size, notes=notes)
 
 
 Line = tuple[str, Font, Colour]

@@ -14,6 +14,7 @@ HIDDEN: Colour = (128, 128, 128)
 RIGHT, WRONG = BLUE, VERMILION
 _OVERSAMPLING = 4  # Pillow does not antialias shapes
 SEAM: Colour = (146, 146, 146)
+MARKS = "disc: right, cross: wrong"
 
 
 def patch_edges(pixels: int, patches: int) -> np.ndarray:
@@ -94,8 +95,16 @@ class Guesses:
         if self.right is None:
             return ()
         hidden, right = int(mask.sum()), int(self.right[mask].sum())
-        said = (f"{right} of {hidden} right ({right / hidden:.0%}): a disc; wrong: a cross",)
-        return said if self.baseline is None else (*said, f"always the most frequent token: {self.baseline:.1%}")
+        return (f"{right} of {hidden} right ({right / hidden:.0%})",)
+
+    @property
+    def legend(self) -> tuple[str, ...]:
+        """What the marks stand for and the accuracy to compare with, alike for all images of a model."""
+        if self.right is None:
+            return ()
+        if self.baseline is None:
+            return (MARKS,)
+        return MARKS, f"always the most frequent token: {self.baseline:.1%} right"
 
 
 def mask_panels(

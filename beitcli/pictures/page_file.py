@@ -102,17 +102,21 @@ def plain_section(
 
     Args:
         title: As all texts, any text.
-        rows: Cells; the first of a row is its heading.
+        rows: Cells; the first of a row is its heading. In the others, what stands in backticks is code.
         pictures: (name, `data:` URL).
     """
     parts = [f"<h2>{html(title)}</h2>", *(f"<p>{html(text)}</p>" for text in texts)]
     lines = [
-        f'<tr><th scope="row">{html(first)}</th>' + "".join(f"<td>{html(cell)}</td>" for cell in rest) + "</tr>"
+        f'<tr><th scope="row">{html(first)}</th>' + "".join(f"<td>{_prose(cell)}</td>" for cell in rest) + "</tr>"
         for first, *rest in rows
     ]
     parts += ["<table>", *lines, "</table>"] if lines else []
     parts += [f'<p><img src="{html(url)}" alt="{html(name)}"><br>{html(name)}</p>' for name, url in pictures]
     return "\n".join(["<section>", *parts, "</section>", ""])
+
+
+def _prose(text: str) -> str:
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html(text))
 
 
 def fill(template: str, **texts: str) -> str:

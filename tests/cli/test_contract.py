@@ -603,7 +603,9 @@ def test_at_80_columns_a_bar_stands_above_the_figures() -> None:
         assert re.fullmatch(r"finetune ━+[╸╺]?━* 160,000/320,000  1,934 images/s  data 3%(  [\d:]+ left)?", bar), bar
         assert figures.startswith("  masked accuracy 4.2% = 10.5 x guessing  loss 5.50, 1.30 below entropy 6.80")
         assert max(len(bar), len(figures)) <= 80
-    assert lines.count("finetune: step 160,001, held-out: loss 5.40, 1.30 below entropy 6.70") == 1
+    told = "finetune: step 160,001, held-out: loss 5.40, 1.30 below entropy 6.70"
+    assert lines.count(told) == 1
+    assert "160,001/320,000" in next(line for line in lines[lines.index(told) :] if "/320,000" in line)
 
 
 def test_megabytes_leave_out_what_is_not_known() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from beitcli.cli.app import main
+from beitcli.pictures.attention import percent
 from tests.cli.test_contract import at_terminal
 from tests.conftest import Ended
 
@@ -76,9 +77,9 @@ def test_attention_is_drawn_beside_the_image_with_its_points(
     assert (code, len(document["maps"])) == (0, 2)
     assert "\x1b[38;2;" in said
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said)
-    assert "point 1 at 10, 9" in plain
-    assert "point 2 at 20, 20" in plain
+    assert "point 1 at pixel 10, 9" in plain
+    assert "point 2 at pixel 20, 20" in plain
     largest = max(max(row) for row in document["maps"][0]["attention"])
-    assert f"at most {100 * largest:.3g} %" in " ".join(plain.split())
+    assert f"at most {percent(largest)}" in " ".join(plain.split())
     blocks = [line for line in plain.splitlines() if "▀" in line or "▄" in line]
     assert max(line.count("▀") + line.count("▄") for line in blocks) > 3 * 24 - 6  # three panels side by side

@@ -19,7 +19,7 @@ from tests.cli.test_contract import at_terminal
 
 
 def shown(table: object, **how: object) -> list[str]:
-    console = Console(width=80, **{"color_system": None} | how)  # type: ignore[arg-type]
+    console = Console(**{"color_system": None, "width": 80} | how)  # type: ignore[arg-type]
     with console.capture() as captured:
         console.print(table)
     return [line.rstrip() for line in captured.get().splitlines()]
@@ -37,6 +37,23 @@ def test_rows_have_four_decimals_thousands_at_the_right_and_empty_cells() -> Non
     ]
     assert shown(rows_table(rows, "Two runs"))[0] == "Two runs"
     assert shown(rows_table([])) == [""]
+
+
+def test_a_table_that_is_too_wide_leaves_room_for_the_column_that_matters() -> None:
+    facts = {"made by": "pretrain small", "state": "stopped", "step": 1200, "ago": "35 min"}
+    rows = [{"run": "pretrain-20261128-215330", **facts, "figure": "masked accuracy 9.2% = 10.3 x guessing"}]
+    wide = shown(rows_table(rows, whole="run", room="figure", width=120), width=120)
+    assert wide[1].endswith("pretrain small  stopped  1,200  35 min  masked accuracy 9.2% = 10.3 x guessing")
+    assert shown(rows_table(rows, whole="run", room="figure")) == [
+        "run                       made by   state     step  ago  figure",
+        "pretrain-20261128-215330  pretrain  stopped  1,200  35   masked accuracy 9.2% =",
+        "                          small                     min  10.3 x guessing",
+    ]
+    assert shown(rows_table(rows, whole="run", room="figure", width=70), width=70) == [
+        "run                made by   state     step  ago  figure",
+        "pretrain-20261128  pretrain  stopped  1,200  35   masked accuracy 9.2%",
+        "-215330            small                     min  = 10.3 x guessing",
+    ]
 
 
 def test_facts_have_four_digits_and_leave_out_what_is_not_known() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from beitcli.cli.app import main
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.wrapping import columns, wrapped
+from beitcli.cli.wrapping import arranged, columns, wrapped
 from beitcli.errors import UsageError
 from tests.cli.test_contract import at_terminal
 
@@ -66,6 +66,36 @@ def test_a_command_behind_a_colon_stays_whole_to_the_end_of_its_line() -> None:
         f"    {command}",
     ]
     assert wrapped(f"  {command}", 50) == f"  {command}"
+
+
+def test_parts_of_what_is_said_of_a_name_are_kept_whole() -> None:
+    best, second, third = "golden retriever 0.612", "Irish setter 0.201", "cocker  spaniel 0.093"
+    assert arranged("a.jpg", [best, second], 80) == [["a.jpg", best, second]]
+    assert arranged("a.jpg", [best, second, third], 45) == [["a.jpg", best], [second, third]]
+    assert arranged("a.jpg", [best, second, third], 44) == [["a.jpg", best], [second], [third]]
+    assert arranged("photos/of/dogs/a.jpg", [best, second], 40) == [["photos/of/dogs/a.jpg"], [best], [second]]
+    assert arranged("a.jpg", [WORDS], 40) == [
+        ["a.jpg"],
+        ["The quick brown fox jumps over the"],
+        ["  lazy dog, and then over another"],
+        ["  one."],
+    ]
+
+
+def test_scores_on_a_terminal_stand_below_the_path_and_the_best_is_bold() -> None:
+    scores = ["golden retriever 0.612", "Irish setter 0.201", "cocker spaniel 0.093"]
+
+    def tell() -> int:
+        CommandConsole().print_about("photos/a.jpg", scores, "bold")
+        return 0
+
+    said = at_terminal(tell, COLUMNS="46")[1].replace("\r", "")
+    assert said == f"photos/a.jpg  \x1b[1m{scores[0]}\x1b[0m\n    {scores[1]}  {scores[2]}\n"
+    said = at_terminal(tell, COLUMNS="30")[1].replace("\r", "")
+    assert said.splitlines() == [
+        "photos/a.jpg",
+        *(f"    {each}" for each in (f"\x1b[1m{scores[0]}\x1b[0m", *scores[1:])),
+    ]
 
 
 def test_wide_characters_take_two_columns() -> None:

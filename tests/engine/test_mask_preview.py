@@ -288,7 +288,8 @@ def test_mask_preview_with_a_model_draws_four_panels_and_tells_the_accuracy(
         accuracy = preview.document["masked_accuracy"]
         panels = seen[-1].panels
         assert len(panels) == 4
-        assert panels[3].notes[0].startswith(f"{round(6 * accuracy)} of 6 right ({accuracy:.0%})")
+        assert panels[3].notes == (f"{round(6 * accuracy)} of 6 right ({accuracy:.0%})",)
+        assert seen[-1].legend[0] == "disc: right, cross: wrong"
 
 
 def test_stats_are_drawn(beit: Callable, tmp_path: Path) -> None:
@@ -443,4 +444,7 @@ def test_lines_on_a_terminal_count_right_guesses_and_name_a_sheet_once(
         right = round(document["masked_accuracy"] * document["num_masked"])
         said = f"{document['num_masked']} of 16 patches hidden, {right} of their tokens guessed right"
         assert [line for line in told if line.startswith(f"{document['path']}  {said} (")]
-    assert "hidden; -o PICTURE draws what the model guesses there" in beit(*argv).out
+    assert not [line for line in told if set(line) <= set("█·")]  # the picture has the masks
+    undrawn = beit(*argv).out.splitlines()
+    assert [line for line in undrawn if line.endswith("hidden; -o PICTURE draws what the model guesses there")]
+    assert len([line for line in undrawn if set(line) <= set("█·")]) == 2 * 4

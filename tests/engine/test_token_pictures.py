@@ -35,6 +35,7 @@ def test_token_map_is_drawn_beside_the_tokens(
     plain = beit("tokenize", image, "--tokenizer", tokenizer_run)
     mapped = beit("tokenize", image, "--tokenizer", tokenizer_run, "--map", out)
     assert mapped.lines == plain.lines
+    assert mapped.err.splitlines()[-1] == f"Map: {out}"
     width, height = size_of(out)
     assert width >= 3 * 448  # image, tokens, what they decode to
     assert height >= 448
@@ -42,13 +43,31 @@ def test_token_map_is_drawn_beside_the_tokens(
     assert beit("tokenize", image, "--tokenizer", tokenizer_run, "--map", out, "--overwrite").code == 0
 
 
+def test_pictures_on_a_terminal_are_named_instead_of_their_tokens(
+    beit: Callable, tokenizer_run: Path, labelled_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beitcli.cli.console.CommandConsole.wants_json", False)
+    argv = ["tokenize", labelled_folder, "--limit", 3, "--tokenizer", tokenizer_run]
+    assert len(beit(*argv).out.splitlines()) == 3
+    for option, word in (("--map", "Map"), ("--codebook", "Codebook")):
+        ended = beit(*argv, option, tmp_path / f"{word}.png")
+        assert (ended.code, ended.out) == (0, "")
+        assert ended.err.splitlines()[-1] == f"{word}: {tmp_path}/{word}.png"
+        assert (tmp_path / f"{word}.png").is_file()
+    (tmp_path / "bad.png").write_bytes(b"")
+    ended = beit("tokenize", tmp_path / "bad.png", "--tokenizer", tokenizer_run, "--map", tmp_path / "none.png")
+    assert ended.out.startswith(f"{tmp_path}/bad.png  error: empty file")
+    assert "Map:" not in ended.err
+
+
 def test_token_maps_of_several_are_a_folder_or_a_sheet(
     beit: Callable, tokenizer_run: Path, labelled_folder: Path, tmp_path: Path
 ) -> None:
     argv = ["tokenize", labelled_folder, "--limit", 3, "--tokenizer", tokenizer_run, "--batch-size", 2]
-    assert beit(*argv, "--map", tmp_path / "maps").code == 0
+    assert beit(*argv, "--map", tmp_path / "maps").err.splitlines()[-1] == f"Maps: 3 in '{tmp_path}/maps'"
     assert len(list((tmp_path / "maps").iterdir())) == 3
-    assert beit(*argv, "--map", tmp_path / "sheet.png", "-o", tmp_path / "tokens.jsonl").code == 0
+    told = beit(*argv, "--map", tmp_path / "sheet.png", "-o", tmp_path / "tokens.jsonl").err
+    assert f"Map: {tmp_path}/sheet.png" in told.splitlines()
     assert size_of(tmp_path / "sheet.png")[1] > 224
     assert len((tmp_path / "tokens.jsonl").read_text().splitlines()) == 3
     assert beit(*argv, "--map", tmp_path / "sheet.tiff").code == 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beitcli.pictures.attention import add_colorbar, attention_panel, draw_heatmap, top_mass_patches
+from beitcli.pictures.attention import add_colorbar, attention_panel, draw_heatmap, percent, top_mass_patches
 
 GREY = Image.new("RGB", (448, 448), (100, 100, 100))
 
@@ -110,6 +110,14 @@ def test_scale_keeps_images_without_a_map_level_with_those_that_have_one():
     assert without.size == add_colorbar(GREY, np.ones((2, 2))).size
     assert (np.asarray(without)[448:] == 255).all()
     assert not (scale_of(np.zeros((2, 2)))[0] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(0.032, "3.20%"), (0.0665, "6.65%"), (1 / 196, "0.510%"), (0.099996, "10.0%"), (1, "100%"), (0, "0.00%")],
+)
+def test_percentages_have_three_digits_and_no_space(share, said):
+    assert percent(share) == said
 
 
 def test_attention_panel_marks_each_point_where_it_is():

@@ -235,6 +235,10 @@ def test_gallery_keeps_names_as_text_and_switches_images(page, folder, pretraine
 
 def test_view_is_saved_as_it_is_seen_and_the_page_is_no_wider_than_the_screen(page, tmp_path):
     page.keyboard.press("c")
+    assert page.is_checked("#grey")  # heat is not mistaken for the photograph's own colours
+    assert "grayscale" in page.evaluate("getComputedStyle(document.getElementById('photo')).filter")
+    page.uncheck("#grey")
+    assert page.evaluate("getComputedStyle(document.getElementById('photo')).filter") == "none"
     for name in ("smooth", "grey"):
         page.check(f"#{name}")
     with page.expect_download() as waiting:

@@ -49,7 +49,11 @@ def test_sheet_needs_a_panel():
 
 def test_contact_sheet_keeps_the_panels_of_an_image_together():
     colours = [(40 * number, 0, 200) for number in range(6)]
-    picture = contact_sheet([[Panel(plain((60, 60), colour)), Panel(plain((60, 60), RED))] for colour in colours])
+    rows = [[Panel(plain((60, 60), colour)), Panel(plain((60, 60), RED))] for colour in colours]
+    picture = contact_sheet(rows)
+    with_note = np.asarray(contact_sheet(rows, notes=["one line beneath all"]))
+    assert (with_note[: picture.height - 8] == np.asarray(picture)[:-8]).all()
+    assert (with_note[picture.height :] != 255).any()
     seen = [picture.getpixel((16 + 76 * column + 5, 21)) for column in range(4)]
     assert seen == [colours[0], RED, colours[1], RED]
 

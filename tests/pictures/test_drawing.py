@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 import zlib
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -95,6 +96,23 @@ def test_figure_names_its_columns_and_breaks_long_rows():
     figure = attention_figure([row(points=1, maps=9)], headers=[f"head {number}" for number in range(9)])
     assert figure.size == (8 * 96 + 7 * 4, 2 * (12 + 96) + 4)
     assert [item.text for item in figure.items if isinstance(item, Text)] == [f"head {number}" for number in range(9)]
+
+
+def test_figure_with_words_names_each_image_and_tells_the_scale_of_each_map():
+    named = [replace(row(), name=name, tells_scale=True) for name in ("a.jpg", "b" * 200 + ".jpg")]
+    figure = attention_figure(named)
+    assert figure.size == (3 * 96 + 8, 2 * (12 + 96 + 12) + 4)
+    texts = [item for item in figure.items if isinstance(item, Text)]
+    assert [item.text for item in texts[:3]] == ["a.jpg", "max 100%", "max 100%"]
+    assert texts[3].text.startswith("bbb")
+    assert texts[3].text.endswith(".jpg")
+    assert [item.centre[1] for item in texts] == [6, 114, 114, 130, 238, 238]
+    assert [item.centre[0] for item in texts[1:3]] == [148, 248]
+    for item in (texts[0], texts[3]):  # from the left edge
+        drawn = np.asarray(as_pixels(Drawing(figure.size, [item]), 300))
+        columns = np.flatnonzero((drawn < 200).any(axis=(0, 2)))
+        assert 0 <= columns.min() <= 10
+        assert columns.max() < drawn.shape[1] - 1
 
 
 def test_figure_of_nothing_is_refused():

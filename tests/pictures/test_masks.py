@@ -69,11 +69,13 @@ def test_panels_are_two_or_with_guesses_four():
     assert [panel.title for panel in mask_panels(image, mask, title="a.jpg")] == ["a.jpg", "hidden"]
     right = np.zeros((14, 14), dtype=bool)
     right[:5, :5] = True
-    panels = mask_panels(image, mask, Guesses(noise((112, 112)), noise((56, 56)), right, 0.02))
+    guesses = Guesses(noise((112, 112)), noise((56, 56)), right, 0.02)
+    panels = mask_panels(image, mask, guesses)
     assert len(panels) == 4
+    assert guesses.legend == ("disc: right, cross: wrong", "always the most frequent token: 2.0% right")
+    assert Guesses(guesses.picture).legend == ()
     assert {panel.picture.size for panel in panels} == {(448, 448)}
-    assert panels[3].notes[0].startswith("5 of 14 right (36%)")
-    assert panels[3].notes[1] == "always the most frequent token: 2.0%"
+    assert panels[3].notes == ("5 of 14 right (36%)",)
     assert len(mask_panels(image, mask, Guesses(noise((112, 112))))) == 3
 
 

@@ -68,6 +68,11 @@ def test_what_is_shown_without_javascript_is_text_too(name):
     assert "<noscript><style>body > :not(noscript) { display: none; }</style></noscript>" in page
 
 
+def test_commands_in_backticks_are_code_in_the_cells_of_a_reader_without_javascript():
+    plain = plain_section("a", [], [("note", "Give more: `beit finetune <DATA>`.", "one ` alone")])
+    assert "<td>Give more: <code>beit finetune &lt;DATA&gt;</code>.</td><td>one ` alone</td>" in plain
+
+
 def test_embedded_json_has_no_character_that_ends_a_script():
     text = embedded_json({"a": NASTY, "b": float("nan")})
     assert not re.search("[<>&\u2028\u2029]", text)

@@ -41,12 +41,13 @@ def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
         elif console.wants_json:
             console.print_json(document)
         elif "error" in document:
-            console.print_line(f"{document['path']}  error: {document['error']}")
+            console.print_about(document["path"], [f"error: {document['error']}"])
         else:
-            console.print_line(f"{document['path']}  {_said(document, config)}")
-            console.print_text(
-                "\n".join("".join("██" if hidden else "··" for hidden in row) for row in document["mask"])
-            )
+            console.print_about(document["path"], [_said(document, config)])
+            if config.output is None:
+                console.print_text(
+                    "\n".join("".join("██" if hidden else "··" for hidden in row) for row in document["mask"])
+                )
             if document["output"] not in (None, last):  # a sheet of several images is told once
                 last = document["output"]
                 console.print_line(last)

@@ -18,27 +18,28 @@ def _run(config: PredictConfig, console: CommandConsole) -> None:
         if console.wants_json:
             console.print_json(document)
         else:
-            console.print_figures(f"{document.get('output', document['path'])}  {_said(document)}")
+            style = "" if "error" in document else "bold"
+            console.print_about(document.get("output", document["path"]), _said(document), style)
 
 
-def _said(document: dict[str, Any]) -> str:
-    """What a document says of an image, in a line: its classes, its objects, or else its numbers."""
+def _said(document: dict[str, Any]) -> list[str]:
+    """What a document says of an image, the best first: its classes, its objects, or else its numbers."""
     if "error" in document:
-        return f"error: {document['error']}"
+        return [f"error: {document['error']}"]
     if "detections" in document:
         pairs = [(each["label"], each["score"]) for each in document["detections"][:_FEW]]
         if not pairs:
-            return "nothing"
+            return ["nothing"]
     elif "labels" in document:
         pairs = document["labels"][:_FEW]
         if not pairs:
-            return "none"
+            return ["none"]
     elif "top" in document:
         pairs = document["top"]
     else:
         numbers = {name: value for name, value in document.items() if isinstance(value, float)}
         pairs = list(document.get("classes", numbers).items())[:_FEW]
-    return "  ".join(f"{name} {value:.3f}" for name, value in pairs)
+    return [f"{name} {value:.3f}" for name, value in pairs]
 
 
 DECLARATION = Declaration(

@@ -8,25 +8,21 @@ from dataclasses import asdict
 from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
 from beitcli.config.about import KEY_FIGURES, RunsConfig
-from beitcli.runtime.metric_text import counted, figure_text, key_figures, metric_title
+from beitcli.runtime.metric_text import figure_text, key_figures, metric_title
 from beitcli.runtime.storage.safe_json import dump_rows
 
 
 def _run(config: RunsConfig, console: CommandConsole) -> None:
     from beitcli.engine.runs import Run, age, list_runs
 
-    def measured(run: Run) -> str:
-        images = run.figures.get("images", run.figures.get("measured_images"))
-        return "" if images is None else f" ({counted(round(images), 'image')})"
-
     def figure(run: Run) -> str:
         if run.tokenizer_step is not None:
             return f"tokenizer at step {run.tokenizer_step:,}"
         against_guessing = key_figures(run.figures)
         if against_guessing and config.sort not in run.figures:
-            return against_guessing[0] + measured(run)
+            return against_guessing[0]
         name = next((name for name in (config.sort, *KEY_FIGURES) if name in run.figures), "")
-        return f"{metric_title(name)} {figure_text(name, run.figures[name])}{measured(run)}" if name else ""
+        return f"{metric_title(name)} {figure_text(name, run.figures[name])}" if name else ""
 
     runs = list_runs(config)
     if console.wants_json:
@@ -35,9 +31,9 @@ def _run(config: RunsConfig, console: CommandConsole) -> None:
     rows = []
     for run in runs:
         made_by = f"{run.command} {run.recipe or ''}".strip()
-        facts = {"made by": made_by, "state": run.state, "step": run.step, "when": age(run.when)}
+        facts = {"made by": made_by, "state": run.state, "step": run.step, "ago": age(run.when)}
         rows.append({"run": os.path.relpath(run.run, config.folder), **facts, "figure": figure(run)})
-    console.print_rows(rows, whole="run")
+    console.print_rows(rows, whole="run", room="figure")
 
 
 DECLARATION = Declaration(

@@ -22,6 +22,8 @@ def _run(config: TokenizeConfig, console: CommandConsole) -> None:
             console.print_metrics({name: value for name, value in document.items() if name not in told})
         elif console.wants_json:
             console.print_json(document)
+        elif "tokens" in document and (config.map or config.codebook):
+            continue  # they are in the picture
         elif "tokens" in document:
             first = " ".join(str(token) for token in document["tokens"][:8])
             console.print_line(f"{document['path']}  {document['grid'][0]} x {document['grid'][1]} tokens: {first} ...")

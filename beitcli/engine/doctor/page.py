@@ -66,15 +66,20 @@ def doctor_page(diagnosis: Diagnosis, parts: Sequence[Source]) -> str:
 
 def _finding(finding: DataFinding, diagnosis: Diagnosis, pictures: _Pictures) -> dict[str, Any]:
     indices = diagnosis.image_of.get(finding.kind, np.array([], dtype=np.int64))[:_MOST_OF_A_FINDING].tolist()
+    conflicts = diagnosis.conflicts[: _MOST_OF_A_FINDING // 2] if finding.kind == "label-conflict" else []
     words = diagnosis.collected.words
     return {
         "kind": finding.kind,
         "severity": finding.severity,
         "what": finding.what,
         "way_out": finding.way_out,
-        "total": finding.images if indices else 0,
+        "total": finding.images if indices or conflicts else 0,
         "named": len(finding.examples),
         "images": [pictures.of(index, words.get((finding.kind, index), "")) for index in indices],
+        "pairs": [
+            [pictures.of(first, f"labelled '{other}'"), pictures.of(index, f"labelled '{name}'")]
+            for index, first, name, other in conflicts
+        ],
     }
 
 

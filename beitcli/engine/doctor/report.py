@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,7 @@ class Diagnosis:
         names: Of the splits, in order; the images of each follow those of the one before.
         starts: (splits + 1,) first index of each.
         image_of: (kind, indices) of findings about single images.
+        conflicts: Of `label_conflicts`.
     """
 
     report: DoctorReport
@@ -102,6 +103,7 @@ class Diagnosis:
     names: list[str]
     starts: np.ndarray
     image_of: dict[str, np.ndarray]
+    conflicts: list[tuple[int, int, str, str]]
 
     def split_of(self, index: int) -> int:
         return int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -143,7 +145,8 @@ def diagnose(
     paths = Paths(list(parts.values()), starts)
     copies = find_copies(collected.signatures)
     image_of = {name: collected.marked(name) for name in MARKS}
-    diagnosis = Diagnosis(_nothing(data), collected, copies, names, starts, image_of)
+    conflicts = label_conflicts(copies, collected.signatures.pixels, paths.place)
+    diagnosis = Diagnosis(_nothing(data), collected, copies, names, starts, image_of, conflicts)
     findings = [*_of_images(collected, image_of, paths), *_of_copies(diagnosis, paths), *_of_classes(parts)]
     findings += _of_conflicts(diagnosis, paths)
     findings += _of_trainings(to_train_on)
@@ -171,7 +174,7 @@ def diagnose(
         shared=sum(len(_later(diagnosis, group)) for group in copies),
         left_aside=left_aside,
     )
-    return Diagnosis(report, collected, copies, names, starts, image_of)
+    return replace(diagnosis, report=report)
 
 
 def _nothing(data: str) -> DoctorReport:
@@ -243,7 +246,7 @@ def _of_copies(diagnosis: Diagnosis, paths: Callable[[int], str]) -> Iterator[Da
 
 
 def _of_conflicts(diagnosis: Diagnosis, paths: Paths) -> Iterator[DataFinding]:
-    found = label_conflicts(diagnosis.copies, diagnosis.collected.signatures.pixels, paths.place)
+    found = diagnosis.conflicts
     if found:
         examples = [
             {"path": paths(index), "why": f"'{name}', and '{other}' as {paths(first)}"}

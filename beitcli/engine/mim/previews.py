@@ -21,7 +21,7 @@ from beitcli.data.transforms.base import Size, denormalize, fit_center, normaliz
 from beitcli.engine.io.outputs import to_picture
 from beitcli.models.networks.patchify import join_patches, patch_pixels
 from beitcli.pictures.canvas import PREVIEW_TEXT, Panel, contact_sheet
-from beitcli.pictures.masks import Guesses, mark_guesses, mask_overlay, mask_panels
+from beitcli.pictures.masks import MARKS, Guesses, mark_guesses, mask_overlay, mask_panels
 from beitcli.pictures.panels import nearest
 from beitcli.tokenizers.base import Tokenizer
 
@@ -100,6 +100,7 @@ def reconstruction_panels(images: torch.Tensor, masks: np.ndarray, guesses: Sequ
             for image, mask, each in zip(images / 255, masks, guesses, strict=True)
         ],
         PREVIEW_TEXT,
+        guesses[0].legend,
     )
 
 
@@ -117,4 +118,4 @@ def agreement_panels(images: torch.Tensor, masks: np.ndarray, right: np.ndarray)
         mark_guesses(marked, mask, hit)
         shown = nearest(image, marked.size)
         rows.append([Panel(shown, "image"), Panel(marked, "hidden", Guesses(image, right=hit).notes(mask))])
-    return contact_sheet(rows, PREVIEW_TEXT)
+    return contact_sheet(rows, PREVIEW_TEXT, (MARKS,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +34,11 @@ def photo(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
     blots = Image.fromarray(draw.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     pixels = np.asarray(blots).astype(int) + draw.integers(-12, 13, (size[1], size[0], 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def page_data(page: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])
+    return data
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +314,7 @@ def test_the_page_is_one_file_in_which_names_are_text(mess: Path, tmp_path: Path
     assert " images, of which " in plain
     assert "<img src=x" not in text
     assert not re.search(r'(?:src|href)\s*=\s*["\']?(?:https?:)?//', text)
-    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    data = page_data(page)
     shown = {Path(image["path"]).name: image for finding in data["findings"] for image in finding["images"]}
     assert shown[HOSTILE]["picture"].startswith("data:image/jpeg;base64,")
     assert shown["cut.jpg"]["picture"] == ""
@@ -325,7 +332,7 @@ def test_the_page_says_what_it_leaves_to_json_and_why_a_picture_is_missing(
     monkeypatch.setattr("beitcli.engine.doctor.page._MOST_PICTURES", 10)
     ended = beit("doctor", tmp_path / "data", "-o", tmp_path / "page.html", "--workers", 0, "--json")
     (document,) = ended.lines
-    data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "page.html").read_text(), re.DOTALL)[1])
+    data = page_data(tmp_path / "page.html")
     (tiny,) = (each for each in data["findings"] if each["kind"] == "tiny")
     (listed,) = (each for each in document["findings"] if each["kind"] == "tiny")
     assert (tiny["total"], tiny["named"], len(tiny["images"])) == (103, len(listed["examples"]), 24)
@@ -342,7 +349,7 @@ def test_an_unreadable_image_is_told_as_such_past_the_most_pictures(
     (tmp_path / "data" / "bad.png").write_bytes(b"no picture")
     monkeypatch.setattr("beitcli.engine.doctor.page._MOST_PICTURES", 0)
     beit("doctor", tmp_path / "data", "-o", tmp_path / "page.html", "--workers", 0)
-    data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "page.html").read_text(), re.DOTALL)[1])
+    data = page_data(tmp_path / "page.html")
     shown = {Path(image["path"]).name: image["missing"] for each in data["findings"] for image in each["images"]}
     assert shown["bad.png"] == "cannot be read"
 
@@ -394,6 +401,23 @@ def test_on_a_terminal_the_unreadable_images_are_told_once(labelled_folder: Path
     assert "error: 1 unreadable image, as above." in re.sub(r"\x1b\[[\d;]*m", "", told)
 
 
+def test_the_page_shows_an_image_that_is_stored_turned_upright(beit: Beit, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    upright = Image.new("RGB", (96, 48), "red")
+    upright.paste("blue", (48, 0, 96, 48))
+    exif = upright.getexif()
+    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "data" / "turned.jpg", exif=exif)
+    beit("doctor", tmp_path / "data", "-o", tmp_path / "page.html", "--workers", 0)
+    (turned,) = [each for each in page_data(tmp_path / "page.html")["findings"] if each["kind"] == "rotated"]
+    stored = base64.b64decode(turned["images"][0]["picture"].partition(",")[2])
+    with Image.open(io.BytesIO(stored)) as shown:
+        assert shown.size == (96, 48)
+        left, right = (shown.convert("RGB").getpixel((x, 24)) for x in (12, 84))
+    assert left[0] > 200 > 50 > left[2]
+    assert right[2] > 200 > 50 > right[0]
+
+
 def test_a_copy_of_another_class_is_a_conflict_of_labels(beit: Beit, tmp_path: Path) -> None:
     for number, name in enumerate(("ant", "bee")):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -402,8 +426,13 @@ def test_a_copy_of_another_class_is_a_conflict_of_labels(beit: Beit, tmp_path: P
     shutil.copy(tmp_path / "data" / "ant" / "1.png", tmp_path / "data" / "bee" / "copy.png")
     photo(702).save(tmp_path / "data" / "ant" / "again.png")  # a copy of its own class
     Image.open(tmp_path / "data" / "ant" / "1.png").resize((128, 96)).save(tmp_path / "data" / "ant" / "small.png")
-    document = beit("doctor", tmp_path / "data", "--json").lines[0]
+    document = beit("doctor", tmp_path / "data", "-o", tmp_path / "page.html", "--json").lines[0]
     (found,) = [each for each in document["findings"] if each["kind"] == "label-conflict"]
+    (shown,) = [each for each in page_data(tmp_path / "page.html")["findings"] if each["kind"] == "label-conflict"]
+    ((ant, bee),) = shown["pairs"]
+    assert (ant["path"][-9:], ant["why"]) == ("ant/1.png", "labelled 'ant'")
+    assert (bee["path"][-12:], bee["why"]) == ("bee/copy.png", "labelled 'bee'")
+    assert ant["picture"] == bee["picture"] != ""
     assert (found["images"], found["severity"]) == (1, "warning")
     assert found["examples"][0]["path"].endswith("bee/copy.png")
     assert re.fullmatch(r"'bee', and 'ant' as .*ant/1\.png", found["examples"][0]["why"])

@@ -44,6 +44,15 @@ def test_the_page_has_the_findings_of_json(browser: Any, beit: Callable, folder:
         assert "1 cannot be read" in page.text_content("#verdict")
         assert HOSTILE_FILE in page.text_content(".finding.misnamed")
         assert page.text_content(".finding.unreadable .frame") == "cannot be read"
+        command = "beit finetune DATA --init hf://microsoft/beit-base-patch16-224-pt22k"
+        assert command in page.locator("#findings code").all_text_contents()
+        assert "`" not in page.text_content("#findings")
+        rows = (
+            "(word) => Array.from(word.childNodes).map((text) => { const range = document.createRange(); "
+            "range.selectNodeContents(text); return range.getClientRects().length; })"
+        )
+        for word in ("--init", "--drop"):
+            assert page.locator("#findings .word", has_text=word).first.evaluate(rows) == [1]
         (tiny,) = (each for each in report["findings"] if each["kind"] == "tiny")
         assert (tiny["images"], len(tiny["examples"])) == (104, 100)
         assert page.text_content(".finding.tiny .more") == "80 more; --json names the first 100."

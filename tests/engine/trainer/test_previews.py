@@ -55,9 +55,12 @@ def test_a_preview_is_drawn_at_each_save_and_the_run_is_the_same_without(labelle
 def test_tokens_are_decoded_and_a_tokenizer_shows_its_reconstructions(labelled_folder, tokenizer_run, tmp_path):
     drawn = pretrained(tmp_path / "run", labelled_folder, target="tokens", tokenizer=str(tokenizer_run))
     assert len(drawn) == 2
-    flags = SHORT | {"recipe": "tiny", "size": 16, "width": 8, "data": [str(labelled_folder)], "limit": 20}
+    flags = SHORT | {"recipe": "tiny", "size": 16, "width": 8, "data": ["sample"], "limit": 80}
     train_tokenizer(resolve(TrainTokenizerConfig, flags | {"out": str(tmp_path / "tokenizer")}).config)
-    assert len(list((tmp_path / "tokenizer" / "previews").iterdir())) == 2
+    reconstructions = sorted((tmp_path / "tokenizer" / "previews").iterdir())
+    assert len(reconstructions) == 2
+    with Image.open(reconstructions[0]) as preview:
+        assert preview.width == 2 * 2 * 224 + 5 * 16  # two of the four images a row, each beside its reconstruction
 
 
 def test_without_masks_it_is_said_once_that_there_is_nothing_to_draw(labelled_folder, tmp_path):

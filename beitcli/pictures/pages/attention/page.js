@@ -6,7 +6,7 @@ const part = (id) => document.getElementById(id);
 const stage = part("stage");
 const names = ["mean", "rollout", ...Array(data.heads).keys()].map(String);
 const state = { image: 0, layer: data.start.layer, map: data.start.head, query: 1, pinned: false, target: null,
-  share: data.start.share, opacity: 0.8, smooth: data.start.smooth, grey: false, grid: false };
+  share: data.start.share, opacity: 0.8, smooth: data.start.smooth, grey: true, grid: false };
 
 // ---- The maps: decoded once for each layer of an image -------------------------------------------------------------
 

@@ -10,6 +10,21 @@ const element = (tag, className = "", text = "") => {
   return made;
 };
 
+// An element with a text that is broken only at spaces; what stands in backticks is code.
+const prose = (tag, className, text) => {
+  const made = element(tag, className), parts = text.split("`");
+  if (parts.length % 2 === 0) return element(tag, className, text);
+  parts.forEach((part, number) => {
+    const into = number % 2 ? element("code") : made;
+    part.split(" ").forEach((word, place) => {
+      if (place) into.append(" ");
+      into.append(/[-/]/.test(word) ? element("span", "word", word) : word);
+    });
+    if (into !== made) made.append(into);
+  });
+  return made;
+};
+
 const figure = (image) => {
   const made = element("figure");
   const frame = element("div", image.picture ? "frame" : "frame none", image.missing);
@@ -70,16 +85,18 @@ for (const [name, text] of facts) {
 for (const finding of data.findings) {
   const made = element("article", `finding ${finding.severity} ${finding.kind}`);
   const kind = finding.severity === "warning" ? "Warning" : "Note";
-  made.append(element("h2", "", `${kind}: ${finding.what}`), element("p", "soft", finding.way_out));
+  made.append(prose("h2", "", `${kind}: ${finding.what}`), prose("p", "soft", finding.way_out));
   if (finding.images.length) made.append(strip(finding.images));
+  made.append(...finding.pairs.map(strip));
   if (/^(overlap|duplicates)-/.test(finding.kind)) {
     const link = element("a", "", "See them side by side");
     link.href = "#copies";
     made.append(link);
   }
-  if (finding.total > finding.images.length) {
+  const shown = finding.images.length + finding.pairs.length;
+  if (finding.total > shown) {
     const named = finding.named < finding.total ? `the first ${count(finding.named)}` : "all";
-    made.append(element("p", "soft more", `${count(finding.total - finding.images.length)} more; --json names ${named}.`));
+    made.append(element("p", "soft more", `${count(finding.total - shown)} more; --json names ${named}.`));
   }
   document.getElementById("findings").append(made);
 }
