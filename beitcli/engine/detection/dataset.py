@@ -13,7 +13,7 @@ from beitcli.data.sources.detection import DetectionSource, open_detection
 from beitcli.data.sources.format import Request
 from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, openings
 from beitcli.engine.trainer.bad_images import Bad, left_out_text, refuse_many_bad
-from beitcli.engine.trainer.data import hold_out_annotated, validation_data
+from beitcli.engine.trainer.data import hold_out_annotated, val_name, validation_data
 from beitcli.engine.trainer.finetuning import FinetuneData
 from beitcli.errors import DataError
 from beitcli.runtime.metric_text import counted
@@ -62,7 +62,7 @@ def open_detection_data(
         left_out = _left_out(measured, config.max_bad)
         if left_out:
             on_event(Warned(left_out_text(left_out, "measured image")))
-        measured = measured.renamed(classes)
+        measured = measured.renamed(classes, val_name(config))
     else:
         training, measured, on, is_apart = hold_out_annotated(training, training.subset, config)
     boxes, images, most = _counted(training, len(classes), "boxes", on_event)

@@ -82,6 +82,11 @@ def validation_data(config: FinetuneConfig, source: Source) -> tuple[Sequence[st
     return None
 
 
+def val_name(config: FinetuneConfig) -> str:
+    """Returns what a message calls the data of `validation_data`."""
+    return "The validation split" if config.val is None else f"--val '{config.val}'"
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """Training and validation images of a run.
