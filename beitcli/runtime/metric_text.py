@@ -204,11 +204,16 @@ def metric_value(name: str, value: float) -> str:
     if number_format:
         return f"{value:{number_format}}"
     if isinstance(value, int):
-        return str(value)
+        return f"{value:,}"
     size = abs(value)
     if 0 < size < 1e-3:
         return f"{value:.2e}"
-    return f"{value:.{next((4 - power for power in range(3) if size < 10**power), 1)}f}"
+    return f"{value:,.{next((4 - power for power in range(3) if size < 10**power), 1)}f}" + unit_of(name)
+
+
+def unit_of(name: str) -> str:
+    """Returns the unit that a number of a metric is followed by, with its space: ` dB`; empty of most."""
+    return " dB" if "psnr" in name.split("_") else ""
 
 
 def counted(number: int, noun: str) -> str:

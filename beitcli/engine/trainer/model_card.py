@@ -114,7 +114,6 @@ def tokenizer_card(config: TrainTokenizerConfig, title: str, report: Any, hardwa
         pictures = {
             f"PSNR ({report.measured_on})": f"{report.psnr:.2f} dB",
             "mean absolute error": f"{report.mae:.4f}",
-            "mean absolute error of pixels in [-1, 1]": f"{report.mae_normalized:.4f}",
         }
     return _card(
         f"A visual tokenizer ({title})",
@@ -123,7 +122,7 @@ def tokenizer_card(config: TrainTokenizerConfig, title: str, report: Any, hardwa
             "steps": f"{report.steps:,} of {config.batch_size} images",
             "time": _time(report),
             **pictures,
-            "codes used": f"{report.codes_used} of {report.vocab_size}",
+            "codes used": f"{report.codes_used:,} of {report.vocab_size:,}",
             "perplexity": f"{report.perplexity:.1f}",
             "share of the most frequent code": f"{report.commonest_share:.3f}",
             **_further(report),
