@@ -221,6 +221,19 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def none_of(number: int, noun: str, name: str, has: str, has_not: str) -> str:
+    """Returns `None of 3 images of 'NAME' has a box`, or of a single one `The only image of 'NAME' has no box`.
+
+    Args:
+        noun: In the singular.
+        name: Of the data; empty for none.
+        has: What none does: `has a box`, `can be read`.
+        has_not: The same denied.
+    """
+    of = f" of '{name}'" if name else ""
+    return f"The only {noun}{of} {has_not}" if number == 1 else f"None of {number:,} {noun}s{of} {has}"
+
+
 def epochs_text(passes: float, epochs: float | None, *, with_unit: bool = True) -> str:
     """Returns `1 epoch`, or `4 epochs, in whole steps 4.267`, as every step is a whole batch.
 

@@ -123,7 +123,7 @@ def test_lines_of_a_log_are_no_wider_than_150_columns_and_hold_the_key_figures()
     event = Progress("tokenizer", 1000, 3200, metrics=TOKENIZER)
     line, measured = output.PlainLines().line_of(event), output.held_out_line(event)
     assert line == (
-        "tokenizer: step 1000/3200, train: loss 0.0345  reconstruction 0.0326  kl 0.7615  usage kl 0.6570  "
+        "tokenizer: step 1,000/3,200, train: loss 0.0345  reconstruction 0.0326  kl 0.7615  usage kl 0.6570  "
         "gradient norm 0.06  32 images/s, data 58%"
     )
     assert measured == (
@@ -133,8 +133,8 @@ def test_lines_of_a_log_are_no_wider_than_150_columns_and_hold_the_key_figures()
     key = {"masked_accuracy": 0.42, "baseline_accuracy": 0.38, "loss": 5.0, "unigram_entropy": 1.88, "lr": 1e-3}
     speed = {"images_per_second": 1934.2, "data_wait_share": 0.03}
     assert output.PlainLines().line_of(Progress("pretrain", 1240, 3200, metrics=speed | key)) == (
-        "pretrain: step 1240/3200, train: masked accuracy 42.0% = 1.1 x guessing  loss 5.00, 3.12 above entropy 1.88  "
-        "lr 1.00e-03  1,934 images/s, data 3%"
+        "pretrain: step 1,240/3,200, train: masked accuracy 42.0% = 1.1 x guessing  loss 5.00, 3.12 above entropy "
+        "1.88  lr 1.00e-03  1,934 images/s, data 3%"
     )
     assert output.PlainLines().line_of(Progress("pretrain", 12, 32, metrics=speed | key)) == (
         "pretrain: step 12/32, train: masked accuracy 42.0% = 1.1 x guessing  loss 5.00, 3.12 above entropy 1.88  "

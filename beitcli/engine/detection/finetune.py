@@ -74,7 +74,7 @@ def _card(report: DetectReport, task: DetectionTask) -> FinetunedCard:
             "head": task.model.head_name,
         },
         metrics={
-            f"AP ({report.images} images: {report.measured_on})": shown(report.ap),
+            f"AP ({report.images:,} images: {report.measured_on})": shown(report.ap),
             "AP at an overlap of 0.5": shown(report.ap50),
             "AP at an overlap of 0.75": shown(report.ap75),
             "AP of small, medium and large objects": shown(report.ap_small, report.ap_medium, report.ap_large),

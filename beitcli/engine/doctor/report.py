@@ -272,7 +272,7 @@ def _of_classes(parts: dict[str, Source]) -> Iterator[DataFinding]:
     for name, classes in labelled[1:]:
         further = sorted(classes - labelled[0][1])
         if further:
-            what = f"{prefix(name)}{len(further)} of its classes are not in {labelled[0][0]}, such as '{further[0]}'."
+            what = f"{prefix(name)}{len(further):,} of its classes are not in {labelled[0][0]}, such as '{further[0]}'."
             yield DataFinding("unknown-classes", "warning", 0, what, "Add images of them.")
 
 

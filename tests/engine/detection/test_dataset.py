@@ -53,7 +53,7 @@ def test_empty_annotations_and_damaged_ones_end_with_3_and_their_name(beit, copi
     whole = file.read_text()
     changed(file, lambda document: document.update(annotations=[]))
     empty = beit(*command_of(copied, tmp_path / "run"))
-    assert (empty.code, "None of the 12 training images" in empty.err) == (3, True)
+    assert (empty.code, "None of 12 training images" in empty.err) == (3, True)
     file.write_text(file.read_text()[:200])
     damaged = beit(*command_of(copied, tmp_path / "run"))
     assert (damaged.code, f"'{file}' holds no annotations" in damaged.err) == (3, True)
@@ -61,7 +61,7 @@ def test_empty_annotations_and_damaged_ones_end_with_3_and_their_name(beit, copi
     val = copied / "annotations" / "instances_val.json"
     changed(val, lambda document: document.update(annotations=[]))
     measured = beit("eval", detector_run, copied)
-    assert (measured.code, "None of the 5 images" in measured.err) == (3, True)
+    assert (measured.code, "None of 5 images" in measured.err) == (3, True)
     changed(val, lambda document: document["categories"][0].update(name="green"))
     unknown = beit("eval", detector_run, copied)
     assert (unknown.code, "namely: 'green'. It knows 2: " in unknown.err) == (3, True)
