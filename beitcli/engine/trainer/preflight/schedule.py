@@ -16,6 +16,7 @@ MOST_EPOCHS = 1000  # the longest recipe has 800
 _PASSES = 300  # that are proposed in place of more
 _SMALL_BATCH = 16  # below which gradients are noise at a recipe's learning rate
 _MORE_STEPS = "Give --steps, or more images."
+_MORE_HELD_OUT = f"A twentieth of DATA is held out: {FEW_TO_MEASURE} need {20 * FEW_TO_MEASURE:,} images in DATA."
 _FEW_STEPS = 100
 _FEW_OF_A_CLASS = 5
 _DOMINANT = 0.9
@@ -101,7 +102,7 @@ def measuring_findings(command: str, measured: int, is_apart: bool, val: str | N
         )
     elif measured < FEW_TO_MEASURE:
         step = f": a share moves in steps of {1 / measured:.0%}" if command == "finetune" and measured else ""
-        more = "--val DATA names others." if command == "finetune" else "Give more: a twentieth is held out."
+        more = "--val DATA names others." if command == "finetune" else _MORE_HELD_OUT
         more = "Give more images there." if val is not None else more
         where = f" in --val {val}" if val is not None else ""
         few = f"{counted(measured, 'image')} to measure on{where} {'is' if measured == 1 else 'are'} few{step}."

@@ -54,6 +54,7 @@ def test_a_dry_run_of_ten_photographs_says_that_they_are_few_and_seen_thousands_
     told = {each["kind"]: each for each in json.loads(ended.out)["preflight"]}
     assert list(told) == ["few-images", "many-epochs", "measured-on-training"]
     assert "10 training images are few" in told["few-images"]["what"]
+    assert "or skip pretraining: `beit finetune DATA" in told["few-images"]["way_out"]
     assert "1,250 steps of 8 images are 1,000 passes over 10 images" in told["many-epochs"]["what"]
     assert told["many-epochs"]["way_out"] == "--steps 375 makes 300 passes."
     assert f"warning: {told['few-images']['what']}" in ended.err
@@ -192,6 +193,8 @@ def test_few_images_to_measure_on_move_in_steps():
     (finding,) = measuring_findings("finetune", 5, True, "held-out/")
     assert finding.what.startswith("5 images to measure on in --val held-out/ are few")
     assert finding.way_out == "Give more images there."
+    (finding,) = measuring_findings("pretrain", 10, True)
+    assert finding.way_out == "A twentieth of DATA is held out: 50 need 1,000 images in DATA."
     assert kinds(measuring_findings("pretrain", 512, True)) == []
     assert kinds(measuring_findings("pretrain", 12, False)) == ["measured-on-training"]
 
