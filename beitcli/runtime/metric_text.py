@@ -235,7 +235,7 @@ def none_of(number: int, noun: str, name: str, has: str, has_not: str) -> str:
 
 
 def epochs_text(passes: float, epochs: float | None, *, with_unit: bool = True) -> str:
-    """Returns `1 epoch`, or `4 epochs, in whole steps 4.267`, as every step is a whole batch.
+    """Returns `1 epoch`, or `4 epochs, rounded to whole steps: 4.267`, as every step is a whole batch.
 
     Args:
         passes: Over the images, by the number of steps.
@@ -245,7 +245,7 @@ def epochs_text(passes: float, epochs: float | None, *, with_unit: bool = True) 
     taken = f"{passes:.4g}"
     asked = taken if epochs is None else f"{epochs:.4g}"
     unit = " epoch" if asked == "1" else " epochs"
-    return asked + unit * with_unit + ("" if asked == taken else f", in whole steps {taken}")
+    return asked + unit * with_unit + ("" if asked == taken else f", rounded to whole steps: {taken}")
 
 
 def extra_metrics(measured: Mapping[str, float], named: Iterable[str]) -> dict[str, float]:

@@ -171,13 +171,13 @@ def test_what_was_measured_on_is_counted_once() -> None:
 
 
 def test_epochs_are_told_as_they_were_asked_for() -> None:
-    assert in_words({"epoch": 4.267}, 4.0) == {"epoch": "4, in whole steps 4.267"}
+    assert in_words({"epoch": 4.267}, 4.0) == {"epoch": "4, rounded to whole steps: 4.267"}
     assert in_words({"epoch": 4.0}, 4.0) == {"epoch": "4"}
     assert in_words({"epoch": 4.267}) == {"epoch": 4.267}
-    assert epochs_text(4.267, 4.0) == "4 epochs, in whole steps 4.267"
+    assert epochs_text(4.267, 4.0) == "4 epochs, rounded to whole steps: 4.267"
     assert epochs_text(4.267, None) == "4.267 epochs"
     assert epochs_text(1.0, 1.0) == epochs_text(1.0, None) == "1 epoch"
-    assert epochs_text(1.067, 1.0) == "1 epoch, in whole steps 1.067"
+    assert epochs_text(1.067, 1.0) == "1 epoch, rounded to whole steps: 1.067"
 
 
 def test_what_is_not_read_of_data_is_told_once_and_everything_else_each_time(

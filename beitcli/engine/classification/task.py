@@ -174,7 +174,7 @@ class FinetuneTask(FinetunedTask):
             kind = f"timm's {architecture.name}"
         flops = forward_flops(architecture, 0, 0)
         return {
-            "model": f"{kind} from {self.config.init}, {size(self.model):,} parameters",
+            "model": f"{kind} {self.origin}, {size(self.model):,} parameters",
             "images of": self.about_images(),
             "compute": f"{flops / 1e9:.3g} GFLOP an image forward, {3 * flops / 1e9:.3g} forward and backward",
         }

@@ -267,6 +267,13 @@ def test_val_with_other_classes_than_data_is_refused_with_the_names_of_both(tmp_
     assert "DATA has: blue, green, red." in said
 
 
+def test_plan_says_where_the_weights_are_from(labelled_folder):
+    task = make_task(labelled_folder)
+    assert task.about()["model"].startswith("BEiT (absolute positions) with random weights, ")
+    task.config = replace(task.config, init="runs/mine")
+    assert task.about()["model"].startswith("BEiT (absolute positions) from runs/mine, ")
+
+
 def test_model_says_which_classes_it_knows():
     source = SimpleNamespace(name="held-out", classes=("owl",))
     known = ["a", "b", "c", "d"]

@@ -318,6 +318,23 @@ def test_a_given_tokenizer_that_has_collapsed_is_told(tmp_path: Path):
         assert list(given_tokenizer_findings(str(reference))) == []
 
 
+@pytest.mark.parametrize("accuracy", [0.1, 0.9])
+def test_a_finetuning_from_a_run_that_has_learnt_nothing_is_told(
+    tmp_path: Path, beit: Beit, labelled_folder: Path, pretrained_run: Path, accuracy: float
+):
+    run = tmp_path / "run"
+    shutil.copytree(pretrained_run, run)
+    figures = {"masked_accuracy": accuracy, "baseline_accuracy": 0.2, "unigram_entropy": 2.5, "masked_loss": 1.5}
+    row = {"step": 4} | {f"held_out_{name}": value for name, value in figures.items()}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    args = ("--recipe", "tiny", "--size", 32, "--steps", 2, "--batch-size", 4, "--workers", 0, "--device", "cpu")
+    ended = beit("finetune", labelled_folder, "--init", run, *args, "--dry-run", "--json")
+    assert ended.code == 0, ended.err
+    told = [each["what"] for each in ended.lines[0]["preflight"] if each["kind"] == "init-learnt-nothing"]
+    expected = f"--init {run} has learnt nothing yet, by its own report: random weights may do as well."
+    assert told == ([expected] if accuracy < 0.2 else [])
+
+
 def test_a_dry_run_with_a_collapsed_tokenizer_says_so(tmp_path: Path, beit: Beit, tokenizer_run: Path):
     run = tmp_path / "tokenizer"
     shutil.copytree(tokenizer_run, run)
