@@ -95,7 +95,7 @@ def build_segmenter(
 
     def head_of(checkpoint: CheckpointHandle) -> HeadTransfer:
         reinit = (*POOLING, *(() if keeps(checkpoint) else (TASK.prefix,)))
-        return HeadTransfer(reinit, keeps(checkpoint), ("decode_head", "auxiliary_head"))
+        return HeadTransfer(reinit, keeps(checkpoint))
 
     return build_finetuned(config, checkpoint, make, head_of, on_event)
 
