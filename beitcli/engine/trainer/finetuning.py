@@ -23,12 +23,13 @@ from beitcli.config.random_weights import RANDOM
 from beitcli.config.resizing import DEFAULT
 from beitcli.data.loading.batch_datasets import Transform
 from beitcli.data.sources.base import Source
-from beitcli.engine.events import OnEvent
+from beitcli.engine.events import Note, OnEvent
 from beitcli.engine.trainer.arithmetic import arithmetic_row, with_step_arithmetic
 from beitcli.engine.trainer.bad_images import Bad
 from beitcli.engine.trainer.data import measured_text, require_an_image_each
 from beitcli.engine.trainer.ema import EMATask
 from beitcli.engine.trainer.job import Finished, Job
+from beitcli.engine.trainer.large_recipe import what_a_large_recipe_takes
 from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import FinetunedCard, finetuning_card
 from beitcli.engine.trainer.plan import Plan
@@ -77,6 +78,8 @@ def open_finetuning(
     require_an_image_each(config.batch_size, compute.world)  # alike on all ranks, so before they wait for one another
     check_writers(config, compute.world)
     on_event = compute.world.rank_zero_only(on_event)
+    if not config.resume and (takes := what_a_large_recipe_takes(config)):
+        on_event(Note(takes))
     init = open_for_finetuning(config, compute.world, on_event, takes_timm=takes_timm)
     if init.checkpoint is not None:
         config = with_models_intensity(config, init.checkpoint.settings)
