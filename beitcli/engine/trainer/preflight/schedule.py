@@ -43,15 +43,16 @@ def schedule_findings(command: str, images: int, batch: int, steps: int, *, step
             "batch-over-images",
             "warning",
             f"A batch of {batch:,} holds each of {counted(images, 'image')} {batch / images:.3g} times{few}.",
-            f"--batch-size {fitting} fits.",
+            f"--batch-size {fitting} fits, with --lr scaled alike.",
         )
     elif not steps_given and steps < _FEW_STEPS and command != "finetune":
         smaller = max(_SMALL_BATCH, batch * steps // 1000)
+        more = f"A smaller --batch-size makes more of them, such as {smaller}, with --lr scaled alike."
         yield Finding(
             "few-steps",
             "warning",
             f"The whole run is {counted(steps, 'step')} of {batch:,} images: too few for weights that start at random.",
-            f"A smaller --batch-size makes more of them, such as {smaller}." if smaller < batch else _MORE_STEPS,
+            more if smaller < batch else _MORE_STEPS,
         )
 
 

@@ -182,7 +182,7 @@ def test_the_length_of_a_training_is_judged(command, images, batch, steps, given
 def test_the_way_out_of_a_large_batch_fits():
     *_, batch = schedule_findings("pretrain", 10, 2048, 4, steps_given=False)
     assert "205 times, and the whole run is 4 steps" in batch.what
-    assert batch.way_out == "--batch-size 8 fits."
+    assert batch.way_out == "--batch-size 8 fits, with --lr scaled alike."
 
 
 def test_few_images_to_measure_on_move_in_steps():
