@@ -18,7 +18,8 @@ from beitcli.cli.model_checks import check_models, model_words
 from beitcli.config.data_formats import is_data_word
 from beitcli.config.fields import settings_of
 from beitcli.config.nearest import suggestion
-from beitcli.errors import BeitError
+from beitcli.errors import BeitError, UsageError
+from beitcli.escaping import shell_line
 from beitcli.tokenizers.pretrained import words
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def check_command(config: Any, on_event: OnEvent) -> None:
         config: Of any command.
         on_event: Receives the progress of listing DATA.
     """
+    _require_model_first(config)
     _check_names(config)
     if config.command not in _LOAD_TORCH or _is_light(config):
         return
@@ -60,6 +62,22 @@ def hold_resumed(config: Any) -> object:
     from beitcli.runtime.storage.run_dir import hold_run
 
     return hold_run(Path(out))
+
+
+def _require_model_first(config: Any) -> None:
+    """Raises UsageError where the first argument is no MODEL and a later one is a run."""
+    arguments = [setting for setting in settings_of(type(config)).values() if setting.option.argument]
+    if len(arguments) != 2 or arguments[0].option.metavar != "MODEL":
+        return
+    model, data = (getattr(config, setting.name) for setting in arguments)
+    runs = [each for each in data if os.path.isdir(os.path.join(each, "checkpoints"))]
+    if not runs:
+        return
+    from beitcli.models.checkpoints.locate import names_a_model
+
+    if not names_a_model(model) and model not in model_words():
+        line = ["beit", config.command, runs[0], model, *(each for each in data if each != runs[0])]
+        raise UsageError(f"'{model}' is no MODEL, and '{runs[0]}' is a run.", f"MODEL comes first: {shell_line(line)}")
 
 
 def _is_light(config: Any) -> bool:

@@ -73,7 +73,8 @@ class PlainLines:
             return None
         if event.unit == "byte":
             return f"{event.phase}: {format_bytes(event.done, event.total, pace.rate(event.done))}"
-        begin = f"{event.phase}: {event.unit} {event.done}/{event.total or '?'}"
+        of = f"{event.total:,}" if event.total else "?"
+        begin = f"{event.phase}: {event.unit} {event.done:,}/{of}"
         speed = speed_texts(event.metrics, pace.left(event.done, event.total)) if event.metrics else []
         trained = {name: value for name, value in event.metrics.items() if not name.startswith(HELD_OUT)}
         trained.pop("images_per_second", None)

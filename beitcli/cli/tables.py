@@ -1,7 +1,8 @@
 """Every table that a command prints: facts, a row each, or rows of one kind; one look, and one form of each number.
 
 Columns of numbers stand at the right and are never wrapped; texts wrap where the terminal is narrow, and nothing is
-cut. In a column a float has four decimals, beside a name four digits, so that numbers below one another compare.
+cut. In a column a float has four decimals, beside a name four digits, or four decimals if it is a share, so that
+numbers below one another compare.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from beitcli.cli.wrapping import columns
 from beitcli.escaping import terminal_line
-from beitcli.runtime.metric_text import epochs_text, is_idle
+from beitcli.runtime.metric_text import epochs_text, is_idle, is_share, seconds_text, unit_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,6 +25,12 @@ _BASELINE = "baseline_accuracy"
 _WHOLE = 36  # characters
 _LEAST_ROOM, _LEAST_FIRST = 20, 12  # characters
 _TITLES = {"bad": "unreadable images"}  # of fields whose names in JSON say less
+_TIMES = {  # fields in seconds
+    "seconds": "time",
+    "measuring_seconds": "measuring time",
+    "tokenizer_seconds": "time of the tokenizer",
+    "total_seconds": "total time",
+}
 _UNRANKED = (_BASELINE, "deviation", "posterior_entropy", "bound_se")  # metrics that are neither good nor bad
 
 
@@ -45,20 +52,28 @@ def in_words(report: Mapping[str, Any], epochs: float | None = None) -> dict[str
         if (baseline := report.get(_BASELINE)) is not None:
             shown[_BASELINE] = f"{baseline:.4f} (always guessing the most frequent class)"
     if "masked_accuracy" in shown and (baseline := report.get(_BASELINE)) is not None:
-        shown[_BASELINE] = f"{baseline:.4g} (always guessing the most frequent token)"
+        shown[_BASELINE] = f"{baseline:.4f} (always guessing the most frequent token)"
     if error := shown.pop("masked_accuracy_std_error", None):
-        shown["masked_accuracy"] = f"{report['masked_accuracy']:.4g} (standard error {error:.1g})"
+        shown["masked_accuracy"] = f"{report['masked_accuracy']:.4f} (standard error {error:.1g})"
     if "images_per_second" in shown and report.get("images_seen") and report.get("seconds"):
         average = report["images_seen"] / report["seconds"]
         shown["images_per_second"] = f"{average:.4g} on average, {report['images_per_second']:.4g} at the end"
+    if "mae" in shown:
+        shown.pop("mae_normalized", None)  # twice as much
     if "measured_on" in shown:
         shown.pop("measured_images", None)
+        if "images" in shown and str(shown["measured_on"]).startswith(f"{shown['images']:,} "):
+            del shown["images"]
     if epochs is not None and "epoch" in shown:
         shown["epoch"] = epochs_text(report["epoch"], epochs, with_unit=False)
     for name, value in shown.items():
         if is_rows(value):
             shown[name] = [{key: each for key, each in row.items() if not is_idle(key, classes)} for row in value]
-    return shown
+    return {_TIMES.get(name, name): _time(value) if name in _TIMES else value for name, value in shown.items()}
+
+
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else seconds_text(seconds) if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def _interval_text(interval: Sequence[float]) -> str:
@@ -94,7 +109,7 @@ def facts_table(facts: Mapping[str, Any], title: str = "") -> Table:
     table.add_column()
     for name, value in facts.items():
         if value is not None:
-            table.add_row(_name(name), Text(terminal_line(_fact(value))))
+            table.add_row(_name(name), Text(terminal_line(_fact(value, name))))
     return table
 
 
@@ -190,7 +205,7 @@ def _compared(rows: Sequence[dict[str, Any]], first: str, *, with_intervals: boo
     for name in (*metrics, *facts):
         table.add_column(_name(name), justify="right", no_wrap=True)
         if intervals.get(name):
-            table.add_column(_name(f"95% of {name}"), justify="right", no_wrap=True)
+            table.add_column(_name(f"{name} 95% interval"), justify="right", no_wrap=True)
     for number, row in enumerate(rows):
         named = Text(terminal_line(str(row[first])))
         if "error" in row:
@@ -239,10 +254,14 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4f}" if isinstance(value, float) else _fact(value)
 
 
-def _fact(value: Any) -> str:
+def _fact(value: Any, name: str = "") -> str:
     """Writes a value beside its name; of a dict, such as a metric per class, each entry."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ", ".join(f"{name} {'-' if each is None else _fact(each)}" for name, each in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        return ", ".join(f"{of} {'-' if each is None else _fact(each, name)}" for of, each in value.items())
+    if isinstance(value, float):
+        if is_share(name):
+            return f"{value:.4f}"
+        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}{unit_of(name)}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

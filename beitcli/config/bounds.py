@@ -38,10 +38,10 @@ class Bounds:
             and (self.lt is None or value < self.lt)
         )
 
-    def require(self, flag: str, value: float) -> None:
+    def require(self, flag: str, value: float, hint: str = "") -> None:
         """Raises UsageError if `value` is out of bounds; `flag` names the setting: `--lr`."""
         if not self.admit(value):
-            raise UsageError(f"{flag} is {value}; it must {self._words()}.", self._hint(flag))
+            raise UsageError(f"{flag} is {value}; it must {self._words()}.", hint)
 
     def _words(self) -> str:
         if self.ge is not None and self.le is not None:
@@ -49,11 +49,6 @@ class Bounds:
         limits = {"at least": self.ge, "a number above": self.gt, "at most": self.le, "below": self.lt}
         given = [f"{words} {limit}" for words, limit in limits.items() if limit is not None]
         return f"be {' and '.join(given) or 'a finite number'}"
-
-    def _hint(self, flag: str) -> str:
-        if self == Bounds(ge=self.ge) and self:
-            return f"Give {flag} {self.ge} or more."
-        return f"Give {flag} {'a positive' if self == Bounds(gt=0) else 'such a'} number."
 
 
 UNBOUNDED = Bounds()

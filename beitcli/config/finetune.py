@@ -8,11 +8,19 @@ from typing import Any, ClassVar, Literal
 from beitcli.config.architecture import require_size
 from beitcli.config.bounds import Bounds
 from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Sharded, in_memory_option
+from beitcli.config.data_formats import data_help
 from beitcli.config.fields import Unused, option
 from beitcli.config.tasks import DEFAULT_TASK, TASKS, all_heads
 from beitcli.errors import UsageError
 
 _ONE_CLASS = (Unused("problem", "multi-label"),)  # of settings for images of one class
+
+
+def _data_help() -> str:
+    return (
+        f"{data_help()} A classifier learns from a folder for each class (FOLDER/CLASS/image.jpg), a segmenter from "
+        "FOLDER/images and FOLDER/masks."
+    )
 
 
 def _head_help() -> str:
@@ -26,6 +34,10 @@ class FinetuneConfig(Sharded):
     recipes_of: ClassVar[dict[str, dict[str, str]]] = {"init": {"random": "deit"}}
     instead_of_recipe: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {"init": {"random": {"layer_decay": 1.0}}}
     unused_with: ClassVar[dict[str, tuple[str, ...]]] = {"val": ("holdout",)}
+    of_random_init: ClassVar[dict[str, tuple[str, ...]]] = {
+        "init": ("model", "patch_size", "positions", "layer_scale"),
+    }
+    data: tuple[str, ...] = option((), _data_help, argument=True, required=True, panel="Data", metavar="DATA")
     recipe: str = option("base", "Named settings, listed at the top of this help.", panel="Run", metavar="NAME")
     init: str = option("", f"Where to start. {MODEL_HELP}; or `random`.", panel="Model", required=True, metavar="MODEL")
     model: str = option("base", "Size of the backbone where --init is random.", panel="Model")
@@ -192,7 +204,7 @@ class FinetuneConfig(Sharded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Bounds(ge=self.min_resize).require("--max-resize", self.max_resize)
+        Bounds(ge=self.min_resize).require("--max-resize", self.max_resize, "It is no smaller than --min-resize.")
         task = TASKS.load(self.task)
         if self.head is not None and self.head not in task.head_names():
             fitting = " or ".join(task.head_names())

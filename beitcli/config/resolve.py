@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from beitcli.config.earlier import add_earlier, earlier_settings
 from beitcli.config.fields import Setting, coerce, settings_of, task_of, with_origins
 from beitcli.config.nearest import suggestion
+from beitcli.config.random_weights import without_weights
 from beitcli.config.recipe_files import read_config_file, read_recipe
 from beitcli.config.synonyms import suggested_setting
 from beitcli.config.tasks import TASKS
@@ -60,13 +61,8 @@ def recipe_settings(
     command: str = config_class.command  # type: ignore[attr-defined]
     values = _coerced(settings, read_recipe(command, name), f"recipe {name}")
     for setting, otherwise in getattr(config_class, "instead_of_recipe", {}).items():
-        values |= otherwise.get(_without_weights(requested.get(setting)), {})
+        values |= otherwise.get(without_weights(requested.get(setting)), {})
     return values
-
-
-def _without_weights(value: Any) -> Any:
-    """Returns `random` for a MODEL of random weights, such as `timm/NAME@random,depth=4`; other values as they are."""
-    return "random" if isinstance(value, str) and value.rpartition("@")[2].partition(",")[0] == "random" else value
 
 
 def _coerced(settings: Mapping[str, Setting], values: Mapping[str, Any], where: str) -> dict[str, Any]:

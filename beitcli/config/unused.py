@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from beitcli.config.fields import Setting, task_of
+from beitcli.config.random_weights import RANDOM, without_weights
 from beitcli.errors import UsageError
 
 
@@ -15,7 +16,7 @@ def refuse_unused(
     """Raises UsageError for a setting that only other tasks use, or that has no effect beside or without another one.
 
     Beside what `Option.unused` says, a job's `unused_with` and `unused_without` name, by a setting, those that have no
-    effect where it is given or is not.
+    effect where it is given or is not, and `of_random_init` those of which only a model of random weights takes a flag.
 
     A file may contain one with its previous value, because config.toml used to hold the settings of all tasks. One in
     the environment may be meant for another command, and is ignored.
@@ -32,6 +33,8 @@ def refuse_unused(
                 continue
             given = f"{name} in {config.config}" if layer == "file" else setting.flag
             is_given = value or (value in (0, False) and setting.default is None)  # else it is none of the thing
+            if layer == "flag" and not (getattr(config, "resume", False) and value == below.get(name)):
+                _refuse_beside_weights(config, settings, name)
             for by, chosen, instead in setting.option.unused:
                 if is_given and getattr(config, by, None) == chosen:
                     word = f"beit {config.command}" if settings[by].option.argument else settings[by].flag
@@ -49,6 +52,17 @@ def refuse_unused(
             raise UsageError(
                 f"{given} is a setting of --task {' or '.join(setting.option.tasks)}; this is --task {task}.",
                 f"Leave it out, or give --task {setting.option.tasks[0]}.",
+            )
+
+
+def _refuse_beside_weights(config: Any, settings: Mapping[str, Setting], name: str) -> None:
+    """Raises UsageError for a setting of a model from random weights where the weights are given."""
+    for by, names in getattr(config, "of_random_init", {}).items():
+        if name in names and without_weights(getattr(config, by)) != RANDOM:
+            model = f"{settings[by].flag} {getattr(config, by)}"
+            raise UsageError(
+                f"{settings[name].flag} has no effect with {model}, which has its own.",
+                f"Leave it out, or give {settings[by].flag} {RANDOM}.",
             )
 
 

@@ -95,7 +95,7 @@ def open_guesser(config: MaskPreviewConfig, draws: bool, on_event: OnEvent) -> G
         tokenizer.require_decoder()
         if tokenizer.vocab_size != checkpoint.outputs:
             raise StorageError(
-                f"Tokenizer '{tokenizer.reference}' has {tokenizer.vocab_size} codes, '{config.model}' "
+                f"Tokenizer '{tokenizer.reference}' has {tokenizer.vocab_size:,} codes, '{config.model}' "
                 f"{checkpoint.outputs} outputs.",
                 "Give the tokenizer that it learned from.",
             )

@@ -112,7 +112,7 @@ def neighbours(
             "output": None if config.output == "-" else config.output,
         }
     if bad:
-        raise DataError(f"{bad} of {len(source or ())} images cannot be read.", "They are compared with nothing.")
+        raise DataError(f"{bad:,} of {len(source or ()):,} images cannot be read.", "They are compared with nothing.")
 
 
 def _feature_of(source: Source, extractor: FeatureExtractor) -> np.ndarray:

@@ -105,7 +105,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
     own = own_tokenizer_config(config) if has_tokens and trains_own else None
     if own is not None and own.batch_size < world.size:
         raise UsageError(
-            f"The tokenizer's batches of {own.batch_size} images leave some of {world.size} processes without one.",
+            f"The tokenizer's batches of {own.batch_size:,} images leave some of {world.size} processes without one.",
             "Train it first: beit train-tokenizer DATA; then pass --tokenizer RUN.",
         )
     check_writers(config, world)

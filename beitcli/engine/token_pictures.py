@@ -151,7 +151,7 @@ class TokenPictures:
 
     @torch.no_grad()
     def _decoded(self, codes: torch.Tensor) -> torch.Tensor:
-        """Decodes codes (n,), each among its like, to (n, 3, p, p): a decoder looks at a patch's neighbours too."""
+        """Decodes codes (n,), each between copies of itself, to (n, 3, p, p): decoders look at neighbours too."""
         side = self.tokenizer.model.downsample
         whole = self.tokenizer.decode(codes[:, None].expand(-1, 9).contiguous(), (3, 3))
         return whole[:, :, side : 2 * side, side : 2 * side]

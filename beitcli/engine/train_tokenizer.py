@@ -296,7 +296,7 @@ def plan_rows(task: TokenizerTask, plan: Plan, config: TrainTokenizerConfig) -> 
         pixels = f"{teacher.size[0]} x {teacher.size[1]} pixels"
         taught["teacher"] = f"{teacher.reference}, {teacher.width} numbers a patch of {pixels}"
     return {
-        "model": f"{kind_of(config).title}, {parameters:,} parameters, {task.model.vocab_size} codes",
+        "model": f"{kind_of(config).title}, {parameters:,} parameters, {task.model.vocab_size:,} codes",
         "images of": f"{config.size} x {config.size} pixels to {grid} x {grid} tokens",
         **taught,
         **describe_plan(task, plan),

@@ -101,7 +101,7 @@ def token_panels(
         title: Name of the image.
     """
     shown = enlarged(image, min_width)
-    said = f"{tokens.size} tokens, {len(np.unique(tokens))} different; like colours are like codes"
+    said = f"{tokens.size:,} tokens, {len(np.unique(tokens)):,} different; like colours are like codes"
     panels = [Panel(shown, title), Panel(token_map(tokens, colours, shown.size), "visual tokens", (said,))]
     return panels if decoded is None else [*panels, Panel(smooth(decoded, shown.size), "decoded from them")]
 
@@ -112,7 +112,7 @@ class CodeEntry:
 
     Attributes:
         mean: Mean of the patches that got it.
-        decoded: What it decodes to among its like; None without a decoder.
+        decoded: What it decodes to between copies of itself; None without a decoder.
     """
 
     code: int
@@ -142,8 +142,8 @@ def codebook_sheet(entries: Sequence[CodeEntry], total: int, used: int, vocab_si
         panels.append(Panel(picture, f"code {entry.code}", (f"{entry.count:,} = {entry.count / total:.2%}",)))
     aspect = (panels[0].picture.height + 50) / panels[0].picture.width
     columns = balanced_columns(len(panels), (1.5 * aspect * len(panels)) ** 0.5)
-    right = "; right: what the code decodes to among its like" if entries[0].decoded is not None else ""
-    said = f"The {len(panels)} most frequent codes, with the number and share of the tokens that have each. "
+    right = "; right: what the code decodes to between copies of itself" if entries[0].decoded is not None else ""
+    said = f"The {len(panels):,} most frequent codes, with the number and share of the tokens that have each. "
     title = f"{used:,} of {vocab_size:,} codes occur in {source}, {total:,} tokens"
     return sheet(panels, columns, title, (f"{said}Left: mean of their patches{right}.",), gap=14)
 

@@ -204,11 +204,16 @@ def metric_value(name: str, value: float) -> str:
     if number_format:
         return f"{value:{number_format}}"
     if isinstance(value, int):
-        return str(value)
+        return f"{value:,}"
     size = abs(value)
     if 0 < size < 1e-3:
         return f"{value:.2e}"
-    return f"{value:.{next((4 - power for power in range(3) if size < 10**power), 1)}f}"
+    return f"{value:,.{next((4 - power for power in range(3) if size < 10**power), 1)}f}" + unit_of(name)
+
+
+def unit_of(name: str) -> str:
+    """Returns the unit that a number of a metric is followed by, with its space: ` dB`; empty of most."""
+    return " dB" if "psnr" in name.split("_") else ""
 
 
 def counted(number: int, noun: str) -> str:
@@ -216,8 +221,21 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def none_of(number: int, noun: str, name: str, has: str, has_not: str) -> str:
+    """Returns `None of 3 images of 'NAME' has a box`, or of a single one `The only image of 'NAME' has no box`.
+
+    Args:
+        noun: In the singular.
+        name: Of the data; empty for none.
+        has: What none does: `has a box`, `can be read`.
+        has_not: The same denied.
+    """
+    of = f" of '{name}'" if name else ""
+    return f"The only {noun}{of} {has_not}" if number == 1 else f"None of {number:,} {noun}s{of} {has}"
+
+
 def epochs_text(passes: float, epochs: float | None, *, with_unit: bool = True) -> str:
-    """Returns `1 epoch`, or `4 epochs, in whole steps 4.267`, as every step is a whole batch.
+    """Returns `1 epoch`, or `4 epochs, rounded to whole steps: 4.267`, as every step is a whole batch.
 
     Args:
         passes: Over the images, by the number of steps.
@@ -227,7 +245,7 @@ def epochs_text(passes: float, epochs: float | None, *, with_unit: bool = True) 
     taken = f"{passes:.4g}"
     asked = taken if epochs is None else f"{epochs:.4g}"
     unit = " epoch" if asked == "1" else " epochs"
-    return asked + unit * with_unit + ("" if asked == taken else f", in whole steps {taken}")
+    return asked + unit * with_unit + ("" if asked == taken else f", rounded to whole steps: {taken}")
 
 
 def extra_metrics(measured: Mapping[str, float], named: Iterable[str]) -> dict[str, float]:

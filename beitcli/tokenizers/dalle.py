@@ -113,7 +113,7 @@ def read_halves(paths: Sequence[Path]) -> tuple[Half, Half | None]:
     encoder, decoder = found["encoder"], found.get("decoder")
     if decoder and not fits(encoder, decoder):
         sizes = [
-            f"{half.architecture.vocab_size} codes, width {half.architecture.width}" for half in (encoder, decoder)
+            f"{half.architecture.vocab_size:,} codes, width {half.architecture.width}" for half in (encoder, decoder)
         ]
         raise StorageError(
             f"'{decoder.path}' ({sizes[1]}) is not the decoder of '{encoder.path}' ({sizes[0]}).",

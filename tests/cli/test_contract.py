@@ -621,7 +621,10 @@ def test_figures_of_pixels_are_shown_beside_their_baseline() -> None:
 
 def test_table_leaves_out_what_has_no_value(capsys: pytest.CaptureFixture[str]) -> None:
     output.CommandConsole().table({"mae": None, "codes_used": 0, "psnr": 20.5})
-    assert [line.split() for line in capsys.readouterr().err.splitlines()] == [["codes", "used", "0"], ["psnr", "20.5"]]
+    assert [line.split() for line in capsys.readouterr().err.splitlines()] == [
+        ["codes", "used", "0"],
+        ["psnr", "20.5", "dB"],
+    ]
 
 
 def test_short_work_without_figures_is_silent(capsys: pytest.CaptureFixture[str]) -> None:

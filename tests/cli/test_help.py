@@ -148,6 +148,9 @@ def test_help_of_finetune_says_whose_settings_it_shows_and_how_to_see_the_others
     text = ESCAPE.sub("", beit("finetune", *line, "--help-all").out)
     others = [f"--task {each} --help" for each in TASKS if each != task]
     assert f"Below are the settings of --task {task}; of others: beit finetune {' or '.join(others)}." in text
+    labels = re.sub(r"[│\s]+", " ", text)
+    assert "a folder for each class (FOLDER/CLASS/image.jpg)" in labels
+    assert "a segmenter from FOLDER/images and FOLDER/masks" in labels
     own = {"classify": "--mixup", "segment": "--ignore-index", "detect": "--regions"}
     assert {name for name, flag in own.items() if flag in offered(text)} == {task}
     panels = re.findall(r"^╭─ (\w+)", text, re.MULTILINE)

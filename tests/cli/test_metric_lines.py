@@ -123,18 +123,18 @@ def test_lines_of_a_log_are_no_wider_than_150_columns_and_hold_the_key_figures()
     event = Progress("tokenizer", 1000, 3200, metrics=TOKENIZER)
     line, measured = output.PlainLines().line_of(event), output.held_out_line(event)
     assert line == (
-        "tokenizer: step 1000/3200, train: loss 0.0345  reconstruction 0.0326  kl 0.7615  usage kl 0.6570  "
+        "tokenizer: step 1,000/3,200, train: loss 0.0345  reconstruction 0.0326  kl 0.7615  usage kl 0.6570  "
         "gradient norm 0.06  32 images/s, data 58%"
     )
     assert measured == (
-        "tokenizer: step 1,000, held-out: psnr 11.07  mae 0.2174  codes used 10  perplexity 2.227  "
+        "tokenizer: step 1,000, held-out: psnr 11.07 dB  mae 0.2174  codes used 10  perplexity 2.227  "
         "commonest share 0.7078"
     )
     key = {"masked_accuracy": 0.42, "baseline_accuracy": 0.38, "loss": 5.0, "unigram_entropy": 1.88, "lr": 1e-3}
     speed = {"images_per_second": 1934.2, "data_wait_share": 0.03}
     assert output.PlainLines().line_of(Progress("pretrain", 1240, 3200, metrics=speed | key)) == (
-        "pretrain: step 1240/3200, train: masked accuracy 42.0% = 1.1 x guessing  loss 5.00, 3.12 above entropy 1.88  "
-        "lr 1.00e-03  1,934 images/s, data 3%"
+        "pretrain: step 1,240/3,200, train: masked accuracy 42.0% = 1.1 x guessing  loss 5.00, 3.12 above entropy "
+        "1.88  lr 1.00e-03  1,934 images/s, data 3%"
     )
     assert output.PlainLines().line_of(Progress("pretrain", 12, 32, metrics=speed | key)) == (
         "pretrain: step 12/32, train: masked accuracy 42.0% = 1.1 x guessing  loss 5.00, 3.12 above entropy 1.88  "
@@ -203,7 +203,9 @@ def test_narrow_line_cuts_no_figure_in_two() -> None:
         ("kl_weight", 5e-5, "5.00e-05"),
         ("held_out_codes_used", 255, "255"),
         ("held_out_perplexity", 241.84, "241.8"),
-        ("held_out_psnr", 20.987, "20.99"),
+        ("held_out_psnr", 20.987, "20.99 dB"),
+        ("measured_patches", 12500, "12,500"),
+        ("measured_patches", 12500.0, "12,500.0"),
         ("kl", 2.3456, "2.346"),
         ("reconstruction", 0.012345, "0.0123"),
         ("reconstruction", 0.00012345, "1.23e-04"),

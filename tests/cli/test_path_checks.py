@@ -93,3 +93,21 @@ def test_out_of_a_dry_run_may_be_in_use(beit: Callable, labelled_folder: Path, t
 def test_suffixes_that_are_checked_early_are_those_of_the_engine() -> None:
     known = {each: settings_of(each)["output"].option.suffixes for each in (AttnMapConfig, TokenizeConfig)}
     assert known == {AttnMapConfig: ATTENTION_SUFFIXES, TokenizeConfig: tuple(TOKENS)}
+
+
+@pytest.mark.parametrize("command", ["predict", "eval", "embed"])
+def test_swapped_arguments_get_the_line_in_its_order(
+    beit: Callable, finetuned_run: Path, labelled_folder: Path, command: str
+) -> None:
+    for data in (labelled_folder, labelled_folder / "red" / "00.jpg"):
+        ended = beit(command, data, finetuned_run)
+        assert (ended.code, ended.out) == (2, "")
+        assert f"MODEL comes first: beit {command} {finetuned_run} {data}" in ended.err
+
+
+def test_the_folder_of_one_class_leads_to_that_of_all(beit: Callable, labelled_folder: Path) -> None:
+    ended = beit("finetune", labelled_folder / "red", "--init", "random", "--recipe", "tiny", "--dry-run")
+    assert ended.code == 3
+    assert (
+        f"If the 3 folders with images in '{labelled_folder}' are the classes, give '{labelled_folder}'." in ended.err
+    )

@@ -121,9 +121,9 @@ def test_the_speed_of_a_run_is_its_average_and_the_last() -> None:
 def test_accuracy_of_a_pretraining_has_its_error_beside_it_and_images_are_told_once() -> None:
     measured = {"masked_accuracy": 0.04506, "masked_accuracy_std_error": 0.00407, "measured_images": 512}
     told = in_words({**measured, "measured_on": "512 held-out images"})
-    assert told == {"masked_accuracy": "0.04506 (standard error 0.004)", "measured_on": "512 held-out images"}
+    assert told == {"masked_accuracy": "0.0451 (standard error 0.004)", "measured_on": "512 held-out images"}
     told = in_words({"masked_accuracy": 0.04506, "baseline_accuracy": 0.02})
-    assert told["baseline_accuracy"] == "0.02 (always guessing the most frequent token)"
+    assert told["baseline_accuracy"] == "0.0200 (always guessing the most frequent token)"
     assert "measured_images" in in_words(measured)
 
 
@@ -140,13 +140,13 @@ def test_models_are_told_apart_at_80_columns_and_the_interval_stands_where_it_fi
     names = [f"runs/pretrained-on-photos-with-a-long-name-{number}" for number in (1, 2)]
     for rows, header in (
         ([{"model": name, "classes": 9, **SCORES} for name in names], ["model", "top1", "top5", "images"]),
-        ([{"model": name[-6:], **SCORES} for name in names], ["model", "top1", "95% of top1", "top5", "images"]),
+        ([{"model": name[-6:], **SCORES} for name in names], ["model", "top1", "top1 95% interval", "top5", "images"]),
     ):
         lines = shown(comparison_table(rows, "model", 80))
         assert max(map(len, lines)) <= 80
         assert re.split(r"  +", lines[0]) == header
         assert [line.split()[0] for line in lines[1:]] == [row["model"] for row in rows]
-        assert ("0.3294 to 0.6250" in lines[1]) == ("95% of top1" in header)
+        assert ("0.3294 to 0.6250" in lines[1]) == ("top1 95% interval" in header)
 
 
 def test_what_guessing_gives_is_told_once_below_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,14 +163,43 @@ def test_what_guessing_gives_is_told_once_below_the_models(monkeypatch: pytest.M
     assert "baseline" in printed[2]
 
 
+def test_shares_below_one_another_have_the_same_digits_and_decibels_are_named() -> None:
+    told = in_words({"top1": 0.44, "top5": 0.9, "top1_interval": (0.3, 0.5), "psnr": 20.987, "iou": {"red": 0.5}})
+    assert shown(facts_table(told)) == [
+        "top1  0.4400 (95%: 0.3000 to 0.5000)",
+        "top5  0.9000",
+        "psnr  20.99 dB",
+        "iou   red 0.5000",
+    ]
+
+
+def test_times_of_a_training_are_told_as_the_report_tells_them() -> None:
+    report = {"seconds": 266.4, "measuring_seconds": 2.52, "tokenizer_seconds": None, "total_seconds": 3753.6}
+    assert in_words(report) == {
+        "time": "4 min 26 s",
+        "measuring time": "2.5 s",
+        "time of the tokenizer": None,
+        "total time": "1 h 02 min",
+    }
+
+
+def test_what_was_measured_on_is_counted_once() -> None:
+    assert in_words({"images": 1500, "measured_on": "1,500 held-out images"}) == {
+        "measured_on": "1,500 held-out images"
+    }
+    own = {"images": 50, "measured_on": "held-out/"}
+    assert in_words(own) == own
+    assert in_words({"mae": 0.1, "mae_normalized": 0.2}) == {"mae": 0.1}
+
+
 def test_epochs_are_told_as_they_were_asked_for() -> None:
-    assert in_words({"epoch": 4.267}, 4.0) == {"epoch": "4, in whole steps 4.267"}
+    assert in_words({"epoch": 4.267}, 4.0) == {"epoch": "4, rounded to whole steps: 4.267"}
     assert in_words({"epoch": 4.0}, 4.0) == {"epoch": "4"}
     assert in_words({"epoch": 4.267}) == {"epoch": 4.267}
-    assert epochs_text(4.267, 4.0) == "4 epochs, in whole steps 4.267"
+    assert epochs_text(4.267, 4.0) == "4 epochs, rounded to whole steps: 4.267"
     assert epochs_text(4.267, None) == "4.267 epochs"
     assert epochs_text(1.0, 1.0) == epochs_text(1.0, None) == "1 epoch"
-    assert epochs_text(1.067, 1.0) == "1 epoch, in whole steps 1.067"
+    assert epochs_text(1.067, 1.0) == "1 epoch, rounded to whole steps: 1.067"
 
 
 def test_what_is_not_read_of_data_is_told_once_and_everything_else_each_time(

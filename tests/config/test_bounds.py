@@ -74,25 +74,25 @@ def test_command_line_refuses_what_lies_outside_the_bounds(beit: Callable, comma
 
 
 @pytest.mark.parametrize(
-    ("bounds", "value", "message", "hint"),
+    ("bounds", "value", "message"),
     [
-        (Bounds(ge=1), 0, "--x is 0; it must be at least 1.", "Give --x 1 or more."),
-        (Bounds(ge=1), math.inf, "--x is inf; it must be at least 1.", "Give --x 1 or more."),
-        (Bounds(ge=0), -0.5, "--x is -0.5; it must be at least 0.", "Give --x 0 or more."),
-        (Bounds(gt=0), 0.0, "--x is 0.0; it must be a number above 0.", "Give --x a positive number."),
-        (Bounds(gt=1), 1, "--x is 1; it must be a number above 1.", "Give --x such a number."),
-        (Bounds(ge=0, le=1), 1.5, "--x is 1.5; it must lie between 0 and 1.", "Give --x such a number."),
-        (Bounds(gt=0, le=1), 0, "--x is 0; it must be a number above 0 and at most 1.", "Give --x such a number."),
-        (Bounds(ge=0, lt=1), 1, "--x is 1; it must be at least 0 and below 1.", "Give --x such a number."),
-        (Bounds(le=3), 4, "--x is 4; it must be at most 3.", "Give --x such a number."),
-        (UNBOUNDED, math.nan, "--x is nan; it must be a finite number.", "Give --x such a number."),
+        (Bounds(ge=1), 0, "--x is 0; it must be at least 1."),
+        (Bounds(ge=1), math.inf, "--x is inf; it must be at least 1."),
+        (Bounds(ge=0), -0.5, "--x is -0.5; it must be at least 0."),
+        (Bounds(gt=0), 0.0, "--x is 0.0; it must be a number above 0."),
+        (Bounds(gt=1), 1, "--x is 1; it must be a number above 1."),
+        (Bounds(ge=0, le=1), 1.5, "--x is 1.5; it must lie between 0 and 1."),
+        (Bounds(gt=0, le=1), 0, "--x is 0; it must be a number above 0 and at most 1."),
+        (Bounds(ge=0, lt=1), 1, "--x is 1; it must be at least 0 and below 1."),
+        (Bounds(le=3), 4, "--x is 4; it must be at most 3."),
+        (UNBOUNDED, math.nan, "--x is nan; it must be a finite number."),
     ],
     ids=str,
 )
-def test_value_outside_is_told_what_it_must_be(bounds: Bounds, value: float, message: str, hint: str) -> None:
+def test_value_outside_is_told_what_it_must_be(bounds: Bounds, value: float, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        bounds.require("--x", value)
-    assert (caught.value.message, caught.value.hint) == (message, hint)
+        bounds.require("--x", value, "The default is 3.")
+    assert (caught.value.message, caught.value.hint) == (message, "The default is 3.")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.config.predict import PredictConfig
 from beitcli.config.resolve import resolve
 from beitcli.config.tokenize import TokenizeConfig
+from beitcli.config.toml_text import dump_toml
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.errors import UsageError
 from beitcli.tokenizers.kinds.vqkd import VQKDSettings
@@ -84,6 +85,30 @@ def test_mixing_of_classes_is_refused_where_an_image_has_several_labels(name: st
         resolve(FinetuneConfig, LABELS | {name: value})
     assert getattr(resolve(FinetuneConfig, LABELS | {name: 0}).config, name) == 0  # none is what there is
     assert getattr(resolve(FinetuneConfig, LABELS | {"problem": "single-label", name: value}).config, name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("model", "tiny"), ("patch_size", 16), ("positions", "per-block"), ("layer_scale", 0.1)]
+)
+def test_a_flag_of_a_model_from_random_weights_is_refused_beside_weights(
+    name: str, value: object, tmp_path: Path
+) -> None:
+    given = {"data": ("photos",), "recipe": "small"}
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} has no effect with --init runs/mine"):
+        resolve(FinetuneConfig, given | {"init": "runs/mine", name: value})
+    for random in ("random", "timm/vit_tiny_patch16_224@random,depth=4"):
+        assert getattr(resolve(FinetuneConfig, given | {"init": random, name: value}).config, name) == value
+    path = tmp_path / "run.toml"
+    path.write_text(f"{name} = {value!r}\n", encoding="utf-8")
+    assert getattr(resolve(FinetuneConfig, given | {"init": "runs/mine", "config": str(path)}).config, name) == value
+
+
+def test_a_run_that_was_started_with_such_a_flag_goes_on_with_it(tmp_path: Path) -> None:
+    started = resolve(FinetuneConfig, {"data": ("photos",), "init": "random", "recipe": "small"}).config
+    text = dump_toml(replace(started, init="runs/mine", model="tiny"))
+    (tmp_path / "config.toml").write_text(text, encoding="utf-8")
+    given = {"data": ("photos",), "init": "runs/mine", "model": "tiny", "out": str(tmp_path), "resume": True}
+    assert resolve(FinetuneConfig, given).config.model == "tiny"
 
 
 def test_help_of_each_layer_says_where_it_counts_from_and_where_the_others_do() -> None:

@@ -209,6 +209,7 @@ def test_damaged_exif_keeps_the_pixels() -> None:
         (b"version https://git-lfs.github.com/spec/v1", "not an image (it begins like a Git LFS pointer)"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image (it begins like PostScript)"),
         (bytes(512), "not an image (all of its 512 bytes are zero)"),
+        (bytes(20_000), "not an image (all of its 20,000 bytes are zero)"),
         (b"\xff\xd8\xff", "damaged: it begins like JPEG, but its header cannot be read"),
     ],
 )
@@ -223,7 +224,7 @@ def test_half_a_file_is_truncated(file_format: str) -> None:
     data = encode(photograph(size=(400, 300)), file_format)
     half = data[: len(data) // 2]
     said = reason(half)
-    assert said == f"truncated: its {len(half)} bytes end before its pixels do"
+    assert said == f"truncated: its {len(half):,} bytes end before its pixels do"
 
 
 def test_forged_bomb_is_refused_from_the_header() -> None:

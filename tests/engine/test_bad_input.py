@@ -146,7 +146,7 @@ def test_classes_that_the_model_does_not_know_are_refused(
         ended = beit("eval", finetuned_run, other)
     else:
         ended = beit(*FINETUNE, labelled_folder, "--val", other, "--out", tmp_path / "run")
-    assert_refused(ended, 3, "first: 'azure'", "3")
+    assert_refused(ended, 3, "namely: 'azure'", "blue, green, red.")
     assert not (tmp_path / "run").exists()
 
 
@@ -520,7 +520,7 @@ def test_model_that_is_something_else_is_refused(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("no model")
-    way_out = f"`beit finetune DATA --init {pretrained_run}` (or add --task detect or --task segment)"
+    way_out = f"`beit finetune DATA --recipe tiny --init {pretrained_run}` (or add --task detect or --task segment)"
     assert_refused(
         beit("predict", pretrained_run, labelled_folder),
         4,

@@ -31,9 +31,8 @@ def _run(config: DoctorConfig, console: CommandConsole) -> None:
         said = f"{report.unreadable:,} of {counted(report.images, 'image')} cannot be read."
         if not console.wants_json:  # the findings above say it already
             said = f"{counted(report.unreadable, 'unreadable image')}, as above."
-        raise DataError(
-            said, f"Replace what is damaged, or leave it out: {listed} the others, as DATA for every command."
-        )
+        or_list = f", or leave it out: {listed} the others, as DATA for every command" if report.readable else ""
+        raise DataError(said, f"Replace what is damaged{or_list}.")
 
 
 def _facts(report: DoctorReport) -> dict[str, str]:

@@ -18,7 +18,7 @@ DECLARATION = Declaration(
     examples=(
         "beit finetune labelled/ --init runs/mine --recipe small --val held-out/",
         "beit finetune labelled/ --init random --recipe small     the from-scratch baseline",
-        "beit finetune sample --init runs/tiny --recipe tiny",
+        "beit finetune sample --init runs/mine --recipe tiny",
         "beit finetune street/ --init runs/mine --recipe small-segment     street/images and street/masks",
         "beit finetune sample --init random --recipe tiny-detect     boxes; of your own: a folder as COCO's",
     ),

@@ -18,7 +18,7 @@ def _run(config: TokenizeConfig, console: CommandConsole) -> None:
             console.tell_reason(document)
             continue
         if config.stats:
-            told = () if console.wants_json else ("reason",)  # stderr has it
+            told = () if console.wants_json else ("reason", "mae_normalized")  # stderr has it; twice `mae`
             console.print_metrics({name: value for name, value in document.items() if name not in told})
         elif console.wants_json:
             console.print_json(document)

@@ -55,7 +55,7 @@ def stored_gray(image: Image.Image, data: bytes) -> np.ndarray:
         wide = image.mode == "I"  # of a largest value above 255
         values = np.frombuffer(raster[: count * (2 if wide else 1)], ">u2" if wide else np.uint8)
     if len(values) < count:
-        raise BadImage(f"truncated: its {len(data)} bytes end before its pixels do")
+        raise BadImage(f"truncated: its {len(data):,} bytes end before its pixels do")
     return values.reshape(image.height, image.width)
 
 

@@ -41,7 +41,7 @@ def unidentified(data: bytes, formats: Sequence[str]) -> str:
         if head.startswith(beginning):
             return f"not an image (it begins like {kind})"
     if not any(data):
-        return f"not an image (all of its {len(data)} bytes are zero)"
+        return f"not an image (all of its {len(data):,} bytes are zero)"
     if all(byte >= 32 or byte in b"\t\r\n" for byte in data[:256]) and head.isascii():
         return "not an image (it begins like text)"
     return f"not an image (or none of {', '.join(formats)})"
@@ -52,6 +52,6 @@ def damage(error: Exception, data: bytes) -> str:
     what = " ".join(str(error).split())[:120]
     cut_webp = data.startswith(b"RIFF") and len(data) < 8 + int.from_bytes(data[4:8], "little")
     if isinstance(error, EOFError) or cut_webp or "truncated" in what.lower():
-        return f"truncated: its {len(data)} bytes end before its pixels do"
+        return f"truncated: its {len(data):,} bytes end before its pixels do"
     layout = unread_layout(data) if what.startswith(_NOT_CONVERTED) and data[:2] in (b"II", b"MM") else None
     return layout or f"damaged: {what or type(error).__name__}"

@@ -85,7 +85,7 @@ def read_coco(path: str, outlines: bool = False) -> CocoFile:
     if homeless:
         first, where = (_shown(homeless[0].get(key)) for key in ("id", "image_id"))
         raise DataError(
-            f"'{path}' has {len(homeless)} annotations of images that it does not list "
+            f"'{path}' has {len(homeless):,} annotations of images that it does not list "
             f"(the first: annotation {first} of image {where}).",
             "List those images, or take the annotations out.",
         )

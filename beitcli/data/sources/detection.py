@@ -25,6 +25,7 @@ from beitcli.data.annotations.boxes import BoxLabels, box_of_mask
 from beitcli.data.annotations.instance_masks import Bitmap
 from beitcli.data.sources.annotated import AnnotatedSource
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.class_match import refuse_unknown
 from beitcli.data.sources.coco import read_coco
 from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import sibling_names
@@ -103,21 +104,18 @@ class DetectionSource(AnnotatedSource):
         """Returns a subset; global indices stay those of the whole."""
         return DetectionSource(Subset(self.images, indices), self.marked, self.names, (), self.places[indices])
 
-    def renamed(self, names: tuple[str, ...]) -> DetectionSource:
+    def renamed(self, names: tuple[str, ...], val: str = "") -> DetectionSource:
         """Returns the source with labels for `names`: other order, perhaps more classes.
+
+        Args:
+            val: In a finetuning what a message calls this data, such as `--val 'PATH'`.
 
         Raises:
             DataError: A class of this data is not in `names`.
         """
         if names == self.names:
             return self
-        unknown = [name for name in self.names if name not in names]
-        if unknown:
-            raise DataError(
-                f"{len(unknown)} categories of '{self.name}' are none of the {len(names)} known "
-                f"(first: '{unknown[0]}').",
-                "Name the categories as in training, or finetune on this data.",
-            )
+        refuse_unknown(self.names, names, val or f"'{self.name}'", is_val=bool(val))
         label_of = np.array([names.index(name) for name in self.names], np.int64)
         remapped = [self.marked[place].remap_labels(label_of) for place in self.places.tolist()]
         return DetectionSource(self.images, remapped, names, self.bad)

@@ -15,6 +15,7 @@ from beitcli.config.data_formats import DATA_FORMATS, data_formats, is_word
 from beitcli.config.nearest import suggestion
 from beitcli.data.decoding import heif
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.class_folders import class_folders_hint
 from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import look_alikes, sibling_names
 from beitcli.data.sources.format import Format, Request
@@ -152,7 +153,8 @@ def _missing(path: str, *, is_pattern: bool) -> DataError:
 def _require_classes(source: Source, parts: Sequence[Source], least: int) -> None:
     for part in parts:
         if part.classes is None:
-            raise DataError(f"'{part.name}' has no labels, and they are needed here.", hint=_label_layouts())
+            hint = class_folders_hint(part.name) or _label_layouts()
+            raise DataError(f"'{part.name}' has no labels, and they are needed here.", hint=hint)
     if source.classes is not None and len(source.classes) < least:
         raise DataError(
             f"'{source.name}' has one class only, '{source.classes[0]}'; at least two are needed.",

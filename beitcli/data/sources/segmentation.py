@@ -34,6 +34,7 @@ from beitcli.data.sources.formats.sample import SampleSource, open_sample
 from beitcli.data.sources.splits import are_parts, canonical, choose_split
 from beitcli.data.sources.subset import Subset
 from beitcli.errors import BadImage, DataError
+from beitcli.runtime.metric_text import none_of
 
 _LAYOUT = "Give ROOT/images and ROOT/masks, the same below train/ and val/, ADE20K's layout, or `sample`."
 SAMPLE_CLASSES = ("background", *SHAPES)
@@ -128,7 +129,7 @@ def _paired(
     paired = [image for image, stem in enumerate(stems) if stem in mask_of]
     if not paired:
         raise DataError(
-            f"None of the {len(images)} images of '{folders[0]}' has a mask in '{folders[1]}', "
+            f"{none_of(len(images), 'image', folders[0], 'has a mask', 'has no mask')} in '{folders[1]}', "
             f"such as '{images.path(0)}'.",
             "A mask has its image's name, but for the ending: a.jpg and a.png.",
         )

@@ -14,6 +14,7 @@ import torch
 from beitcli.config.evaluate import EvalConfig
 from beitcli.config.tasks.classify import TASK
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.class_match import refuse_unknown
 from beitcli.engine.classification.inference import classify
 from beitcli.engine.classification.label_vectors import (
     MultiLabelEvalReport,
@@ -26,7 +27,6 @@ from beitcli.engine.report.intervals import commonest_share, share_interval
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, warn_bad
 from beitcli.engine.trainer.reports import Evaluated
-from beitcli.errors import DataError
 from beitcli.models.checkpoints.build import Preprocessing, classifier_of, preprocessing
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.metadata import IMAGENETS
@@ -122,8 +122,11 @@ def class_names(checkpoint: CheckpointHandle) -> tuple[str, ...]:
     return classes
 
 
-def class_columns(source: Source, classes: Sequence[str]) -> list[int]:
+def class_columns(source: Source, classes: Sequence[str], val: str = "") -> list[int]:
     """Returns the model's output index of each class of the source, by name; for ImageNet also by WordNet ID.
+
+    Args:
+        val: In a finetuning what a message calls the source, such as `--val 'PATH'`.
 
     Raises:
         DataError: The model does not have a class.
@@ -134,13 +137,7 @@ def class_columns(source: Source, classes: Sequence[str]) -> list[int]:
 
         ids = ImageNetInfo(IMAGENETS[len(classes)]).label_names()
         column_of = {name: column for column, name in enumerate(ids)} | column_of
-    unknown = [name for name in source.classes or () if name not in column_of]
-    if unknown:
-        raise DataError(
-            f"The model does not know {len(unknown)} of the {len(source.classes or ())} classes of the data, "
-            f"the first: '{unknown[0]}'. It knows {len(classes)}.",
-            "Name the class folders as in training, or finetune on this data.",
-        )
+    refuse_unknown(source.classes or (), classes, val or f"'{source.name}'", others=column_of, is_val=bool(val))
     return [column_of[name] for name in source.classes or ()]
 
 

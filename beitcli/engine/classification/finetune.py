@@ -111,7 +111,7 @@ def _card(report: FinetuneReport, task: FinetuneTask) -> FinetunedCard:
         title=f"{task.family} classifier",
         facts={"images": pixels(task.model.architecture.image_size)},
         metrics={
-            f"top-1 ({report.images} images: {report.measured_on})": f"{report.top1:.4f} "
+            f"top-1 ({report.images:,} images: {report.measured_on})": f"{report.top1:.4f} "
             f"(95%: {report.top1_interval[0]:.4f} to {report.top1_interval[1]:.4f})",
             **({} if is_idle("top5", report.classes) else {"top-5": f"{report.top5:.4f}"}),
         },
@@ -123,7 +123,7 @@ def _label_card(report: MultiLabelReport, task: FinetuneTask) -> FinetunedCard:
         title=f"{task.family} multi-label classifier",
         facts={"images": pixels(task.model.architecture.image_size)},
         metrics={
-            f"mAP ({report.images} images: {report.measured_on})": f"{report.mean_ap:.4f}",
+            f"mAP ({report.images:,} images: {report.measured_on})": f"{report.mean_ap:.4f}",
             "micro-F1 at probability 0.5": f"{report.micro_f1:.4f}",
         },
     )

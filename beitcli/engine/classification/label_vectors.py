@@ -27,6 +27,7 @@ from beitcli.errors import DataError
 from beitcli.models.checkpoints.build import Preprocessing, preprocessing
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.classifier import ImageClassifier
+from beitcli.runtime.metric_text import none_of
 
 _THRESHOLD = 0.5
 
@@ -123,7 +124,8 @@ def score_vectors(
     rows = sorted((row for part in parts for row in part[0]), key=lambda row: row[0])
     if not rows:
         raise DataError(
-            f"None of the {len(source)} images of '{source.name}' can be read.", "`beit doctor DATA` says why of each."
+            f"{none_of(len(source), 'image', source.name, 'can be read', 'cannot be read')}.",
+            "`beit doctor DATA` says why of each.",
         )
     outputs, truth = (np.stack([row[place] for row in rows]) for place in (1, 2))
     return VectorScores(outputs, truth, sorted(record for part in parts for record in part[1]))

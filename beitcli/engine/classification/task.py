@@ -23,6 +23,7 @@ from beitcli.data.transforms.finetuning import erase
 from beitcli.engine.classification.evaluate import class_columns, score
 from beitcli.engine.classification.label_vectors import label_metrics, score_vectors
 from beitcli.engine.classification.mixing import GroupedMixup
+from beitcli.engine.trainer.data import val_name
 from beitcli.engine.trainer.details import classification_details
 from beitcli.engine.trainer.finetuning import FinetunedTask, size
 from beitcli.engine.trainer.task import Tensors, never_stop
@@ -108,7 +109,7 @@ class FinetuneTask(FinetunedTask):
         if self.multi_label:
             self.columns = vector_columns(self.val, self.classes, binary=True)
             return
-        self.columns = class_columns(self.val, list(self.classes))
+        self.columns = class_columns(self.val, list(self.classes), val_name(self.config))
         if config.mixup > 0 or config.cutmix > 0:
             self.mixup = GroupedMixup(config, len(self.classes), self.compute.world)
 
@@ -173,7 +174,7 @@ class FinetuneTask(FinetunedTask):
             kind = f"timm's {architecture.name}"
         flops = forward_flops(architecture, 0, 0)
         return {
-            "model": f"{kind} from {self.config.init}, {size(self.model):,} parameters",
+            "model": f"{kind} {self.origin}, {size(self.model):,} parameters",
             "images of": self.about_images(),
             "compute": f"{flops / 1e9:.3g} GFLOP an image forward, {3 * flops / 1e9:.3g} forward and backward",
         }

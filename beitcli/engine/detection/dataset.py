@@ -13,10 +13,10 @@ from beitcli.data.sources.detection import DetectionSource, open_detection
 from beitcli.data.sources.format import Request
 from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, openings
 from beitcli.engine.trainer.bad_images import Bad, left_out_text, refuse_many_bad
-from beitcli.engine.trainer.data import hold_out_annotated, validation_data
+from beitcli.engine.trainer.data import hold_out_annotated, val_name, validation_data
 from beitcli.engine.trainer.finetuning import FinetuneData
 from beitcli.errors import DataError
-from beitcli.runtime.metric_text import counted
+from beitcli.runtime.metric_text import counted, none_of
 
 _MEND = "Mend the annotations or raise --max-bad."
 
@@ -62,7 +62,7 @@ def open_detection_data(
         left_out = _left_out(measured, config.max_bad)
         if left_out:
             on_event(Warned(left_out_text(left_out, "measured image")))
-        measured = measured.renamed(classes)
+        measured = measured.renamed(classes, val_name(config))
     else:
         training, measured, on, is_apart = hold_out_annotated(training, training.subset, config)
     boxes, images, most = _counted(training, len(classes), "boxes", on_event)
@@ -84,9 +84,8 @@ def open_detection_data(
 
 def _opened(references: Sequence[str], request: Request, outlines: bool, on_event: OnEvent) -> DetectionSource:
     source = open_detection(references, request, outlines=outlines)
-    on_event(
-        Note(f"Data: {counted(len(source), 'image')} with annotations of '{source.name}', {len(source.names)} classes")
-    )
+    images, classes = counted(len(source), "image"), f"{len(source.names):,} classes"
+    on_event(Note(f"Data: {images} with annotations of '{source.name}', {classes}"))
     return source
 
 
@@ -114,7 +113,7 @@ def _counted(source: DetectionSource, classes: int, what: str, on_event: OnEvent
 def _require_boxes(boxes: np.ndarray, source: DetectionSource, on_event: OnEvent) -> None:
     if not boxes.sum():
         raise DataError(
-            f"None of the {len(source)} training images of '{source.name}' has a box.",
+            f"{none_of(len(source), 'training image', source.name, 'has a box', 'has no box')}.",
             "Check the annotations; crowds (iscrowd) are not learned from.",
         )
     empty = [name for name, number in zip(source.names, boxes.tolist(), strict=True) if not number]

@@ -18,6 +18,7 @@ from beitcli.engine.trainer.reports import Evaluated
 from beitcli.errors import DataError
 from beitcli.models.checkpoints.build import load_detector
 from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.runtime.metric_text import none_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent
     if config.limit is not None and config.limit < len(source):
         source, left_out = source.subset(select_limit(source, config.limit, config.seed)), []
     if not any(len(source.boxes(index)) for index in range(len(source))):
-        raise DataError(f"None of the {len(source)} images of '{source.name}' has a box.", "Check the annotations.")
+        raise DataError(
+            f"{none_of(len(source), 'image', source.name, 'has a box', 'has no box')}.", "Check the annotations."
+        )
     scored = score(model.to(batching.compute.device), source, checkpoint.normalization, batching)
     bad = [*left_out, *scored.bad]
     warn_bad(config, bad, len(source) + len(left_out), on_event)

@@ -26,8 +26,6 @@ from beitcli.models.networks.detector import HEADS
 from beitcli.models.networks.timm_dense import AnyDetector, new_detector
 from beitcli.runtime.compute.device import join_compute
 
-_PARTS = (*(f"{TASK.prefix}{part}" for part in ("pyramid", "rpn", "roi_heads")), "decode_head", "auxiliary_head")
-
 
 @dataclass(frozen=True)
 class DetectReport(Timed, DetectionMetrics, Finetuned):
@@ -74,7 +72,7 @@ def _card(report: DetectReport, task: DetectionTask) -> FinetunedCard:
             "head": task.model.head_name,
         },
         metrics={
-            f"AP ({report.images} images: {report.measured_on})": shown(report.ap),
+            f"AP ({report.images:,} images: {report.measured_on})": shown(report.ap),
             "AP at an overlap of 0.5": shown(report.ap50),
             "AP at an overlap of 0.75": shown(report.ap75),
             "AP of small, medium and large objects": shown(report.ap_small, report.ap_medium, report.ap_large),
@@ -97,7 +95,7 @@ def build_detector(
     def head_of(checkpoint: CheckpointHandle) -> HeadTransfer:
         same = checkpoint.kind == TASK.kind and checkpoint.head == head and checkpoint.classes == classes
         keeps = same and head_shape(checkpoint)[0] == config.head_width
-        return HeadTransfer((*POOLING, *(() if keeps else (TASK.prefix,))), keeps, _PARTS)
+        return HeadTransfer((*POOLING, *(() if keeps else (TASK.prefix,))), keeps)
 
     return build_finetuned(config, checkpoint, make, head_of, on_event)
 

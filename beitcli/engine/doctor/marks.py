@@ -25,7 +25,7 @@ class Mark:
         """The same of a single image."""
         for several, one in (("are ", "is "), ("have ", "has ")):
             if self.title.startswith(several):
-                return one + self.title.removeprefix(several)
+                return one + self.title.removeprefix(several).replace(" by their ", " by its ")
         return self.title
 
 
@@ -45,7 +45,7 @@ MARKS = {
     "deep": Mark("note", "have more than 8 bits", "Scaled to 8 bits."),
     "cmyk": Mark("note", "are in CMYK", "Converted to RGB without a colour profile."),
     "alpha": Mark("note", "have transparent parts", "These parts become white."),
-    "rotated": Mark("note", "are stored turned or mirrored, which EXIF says", "Read upright."),
+    "rotated": Mark("note", "are rotated or mirrored by their EXIF orientation", "Read upright."),
 }
 NAMES = tuple(MARKS)
 

@@ -138,7 +138,8 @@ def diagnose(
 
     Args:
         parts: Sources by the name of their split; the pass was over all of them in this order.
-        to_train_on: Images that a training would take, those beyond a `--limit` too; 0 if it would take others.
+        to_train_on: Images that a training would take, those beyond a `--limit` too, without those that are seen to be
+            unreadable; 0 if it would take others.
     """
     names = list(parts)
     starts = np.cumsum([0, *(len(part) for part in parts.values())])
@@ -249,7 +250,7 @@ def _of_conflicts(diagnosis: Diagnosis, paths: Paths) -> Iterator[DataFinding]:
     found = diagnosis.conflicts
     if found:
         examples = [
-            {"path": paths(index), "why": f"'{name}', and '{other}' as {paths(first)}"}
+            {"path": paths(index), "why": f"labelled '{name}', its copy {paths(first)} '{other}'"}
             for index, first, name, other in found[:MOST_EXAMPLES]
         ]
         what = f"{counted(len(found), 'image')} {_are(len(found))} a copy of one of another class."
@@ -275,7 +276,7 @@ def _of_classes(parts: dict[str, Source]) -> Iterator[DataFinding]:
     for name, classes in labelled[1:]:
         further = sorted(classes - labelled[0][1])
         if further:
-            what = f"{prefix(name)}{len(further)} of its classes are not in {labelled[0][0]}, such as '{further[0]}'."
+            what = f"{prefix(name)}{len(further):,} of its classes are not in {labelled[0][0]}, such as '{further[0]}'."
             yield DataFinding("unknown-classes", "warning", 0, what, "Add images of them.")
 
 
@@ -283,12 +284,12 @@ def _of_trainings(images: int) -> Iterator[DataFinding]:
     """Yields what `pretrain`, and the tokenizer that it may train before, would say of so many images.
 
     Args:
-        images: Of the split to train on; of 0 nothing is said.
+        images: Readable ones of the split to train on; of 0 nothing is said.
     """
     if not images:
         return
-    learned = images - held_out_images(images, PretrainConfig.holdout)
+    held_out = held_out_images(images, PretrainConfig.holdout)
     for command, what in (("pretrain", "To pretrain on"), ("train-tokenizer", "For a tokenizer")):
-        told = [*one_image_findings(command, images)] or [*few_findings(command, learned)]
+        told = [*one_image_findings(command, images)] or [*few_findings(command, images - held_out, held_out)]
         for each in told:
             yield DataFinding(f"{each.kind}-to-{command}", "note", 0, f"{what}: {each.what}", each.way_out)

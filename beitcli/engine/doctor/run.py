@@ -65,7 +65,9 @@ def doctor(config: DoctorConfig, on_event: OnEvent = ignore, stdin: BinaryIO | N
         collected.add(image)
         if image.index % _TELL_EVERY == _TELL_EVERY - 1 or image.index + 1 == len(source):
             on_event(Progress("examining", image.index + 1, len(source), "image"))
-    to_train_on = len(next(iter(whole.values()))) if next(iter(whole)) in (_ALL, _TRAIN) else 0
+    first = next(iter(whole))
+    unreadable = int((~collected.signatures.readable[: len(parts[first])]).sum())
+    to_train_on = len(whole[first]) - unreadable if first in (_ALL, _TRAIN) else 0
     diagnosis = diagnose(" ".join(config.data), parts, collected, asides, to_train_on)
     for output in map(Path, config.output):
         _write(output, config, parts, diagnosis, on_event)

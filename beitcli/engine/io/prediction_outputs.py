@@ -61,7 +61,7 @@ def _require_output(config: PredictConfig, task: TaskDefinition) -> None:
         return
     if path.suffix.lower() != _LINES and not is_stream(path):
         raise UsageError(
-            f"'{config.model}' is {task.article_kind}: -o '{path}' is no name for a file of lines.",
+            f"'{config.model}' is {task.article_kind}, which writes lines of JSON: -o '{path}' is another format.",
             f"Give a name that ends in {_LINES}.",
         )
     require_writable_outputs([path], f"-o '{path}'", ProtectedInputs(config), overwrite=config.overwrite, follows=True)

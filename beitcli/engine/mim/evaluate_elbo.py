@@ -143,7 +143,7 @@ def _tokenizer(config: EvalConfig, checkpoint: CheckpointHandle, batching: Batch
         tokenizer = tokenizer_of(checkpoint, device, on_event)
     if tokenizer.vocab_size != checkpoint.outputs:
         raise StorageError(
-            f"Tokenizer '{tokenizer.reference}' has {tokenizer.vocab_size} codes, '{config.model}' "
+            f"Tokenizer '{tokenizer.reference}' has {tokenizer.vocab_size:,} codes, '{config.model}' "
             f"{checkpoint.outputs} outputs.",
             "Give the tokenizer that it learned from.",
         )

@@ -37,7 +37,7 @@ def plan_rows(task: PretrainTask, plan: Plan) -> dict[str, str]:
         **_aggregation_row(task.config),
         "hidden": f"{hidden} of {architecture.num_patches} patches{how}",
         "target": f"{TARGETS[task.config.target]} of {task.config.predict} patches",
-        "tokenizer": f"{tokenizer.reference}, {tokenizer.vocab_size} codes" if tokenizer else "none",
+        "tokenizer": f"{tokenizer.reference}, {tokenizer.vocab_size:,} codes" if tokenizer else "none",
         "compute": f"{flops / 1e9:.3g} GFLOP an image forward, {3 * flops / 1e9:.3g} forward and backward",
         **describe_plan(task, plan),
         "checkpoint size": size_text(checkpoint_bytes(task)),

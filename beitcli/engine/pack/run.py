@@ -89,7 +89,7 @@ def pack(config: PackConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None 
         written = {shard: folder.finished[shard.name] for shard in shards}
         _finish(config, parts, packing, written, folder, on_event)
     except BaseException:
-        on_event(Note(f"{len(folder.finished)} of {len(shards)} shards are finished; the same command goes on."))
+        on_event(Note(f"{len(folder.finished):,} of {len(shards):,} shards are finished; the same command goes on."))
         raise
     return _report(config, parts, written, time.monotonic() - began)
 
@@ -136,7 +136,7 @@ def _write(
     refuse_many_bad(bad, total, config.max_bad, hint)
     if len(missing) < len(shards):
         kept = sum(shard.last - shard.first for shard in shards) - sum(each.last - each.first for each in missing)
-        on_event(Note(f"Going on: {len(shards) - len(missing)} shards with {kept:,} images are finished."))
+        on_event(Note(f"Going on: {len(shards) - len(missing):,} shards with {kept:,} images are finished."))
     tell_size(packing, missing, on_event)
     processes = min(process_count(config.workers), len(missing))
     if config.workers < 0 and processes == 1:

@@ -277,8 +277,8 @@ def _columns(sources: _Sources, labels: np.ndarray, val_features: Features, on_e
         missing = sorted({(val.classes or ())[label] for label in val_features.readable_labels[targets < 0]})
         on_event(
             Warned(
-                f"{len(missing)} classes of DATA have no image in --train (first: '{missing[0]}'): their {lost} images "
-                "count as wrong."
+                f"{len(missing):,} classes of DATA have no image in --train (first: '{missing[0]}'): their {lost:,} "
+                "images count as wrong."
             )
         )
     return torch.from_numpy(targets)
@@ -299,6 +299,6 @@ def _measure(
         probes = train_probes(train, layers, classes, training_of(config, how.form), device, on_event)
         return probe_counts(probes, val, layers, targets, device)
     if config.k > len(train):
-        on_event(Warned(f"--k is {config.k}, but there are {len(train)} training images: all of them vote."))
+        on_event(Warned(f"--k is {config.k}, but there are {len(train):,} training images: all of them vote."))
     vote = Vote(config.k, classes, config.temperature, device)
     return {layer: knn_counts(train, val, targets, layer, vote) for layer in layers}

@@ -29,6 +29,7 @@ from beitcli.engine.probing.knn import Vote, knn_counts
 from beitcli.errors import DataError
 from beitcli.models.networks.pooled_features import SupportsBlockOutputs, pooled_features
 from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.metric_text import none_of
 
 _IMAGES = 600  # in total, balanced over the classes
 _SHARE = 5  # a fifth of these images is for validation
@@ -123,7 +124,7 @@ def _read(source: Source, size: tuple[int, int]) -> Part:
     batches = [b for b in ordered_batches(source, evaluation_view(size), batch_size=BATCH, workers=0) if len(b)]
     if not batches:
         raise DataError(
-            f"None of {len(source)} images of --probe '{source.name}' can be read.",
+            f"--probe: {none_of(len(source), 'image', source.name, 'can be read', 'cannot be read')}.",
             "`beit doctor DATA` says why of each.",
         )
     return torch.cat([b.tensors["images"] for b in batches]), torch.cat([b.tensors["labels"] for b in batches]).numpy()

@@ -84,7 +84,7 @@ def _run(record: RunRecord, name: str) -> dict[str, Any]:
         "seconds": record.time.training,
         "total_seconds": record.time.total,
         "measured_images": images_of(record.on_training),
-        "verdict": {"grade": verdict.grade, "text": verdict.text},
+        "verdict": {"grade": verdict.grade, "heading": verdict.heading, "text": verdict.text},
         "figures": _figures(record),
         "facts": _facts(record, last),
         "bad": {"count": record.bad_count, "named": [list(each) for each in record.bad]},

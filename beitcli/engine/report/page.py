@@ -13,6 +13,7 @@ from PIL import Image
 from beitcli.engine.report.document import document_of, images_of
 from beitcli.engine.report.record import preview_files, read_record
 from beitcli.pictures.page_file import Page, assemble, image_url, page_part, plain_section
+from beitcli.runtime.metric_text import metric_label
 from beitcli.runtime.storage.regular_files import open_regular
 from beitcli.runtime.storage.run_dir import PREVIEWS
 
@@ -20,6 +21,7 @@ PAGE = "report.html"
 _PICTURES = 24  # of a page, at equal distances over the run
 _WIDTH = 1120  # pixels of a preview at most
 _QUALITY = 82
+_TWICE = metric_label("mae_normalized")  # the error of pixels in [0, 1], which is shown, times two
 _NEEDS_SCRIPT = "Curves, previews and classes are drawn by JavaScript, which is off here."
 
 
@@ -38,6 +40,8 @@ def report_page(runs: Sequence[Path], *, finished: bool = False) -> str:
         for strip in document["previews"]
     ]
     document["previews"] = [strip for strip in strips if strip["pictures"]]  # all of a run's may be damaged
+    for run in document["runs"]:
+        run["figures"] = [each for each in run["figures"] if each["name"] != _TWICE]
     names = ", ".join(run["name"] for run in document["runs"])
     return assemble(
         Page(

@@ -33,6 +33,8 @@ Measurings = Sequence[tuple[int, Mapping[str, float]]]
 # frames of one car's camera it gives 2.5, 1.36: there no threshold tells more.
 _TIMES, _NATS = 1.5, 0.3
 _OF_MEAN_COLOUR = 0.95  # of its error on pixels; the place of a patch gives 1.00, 0.98 and 0.68 on the same images
+_NOTHING = "It has learnt nothing yet"
+_HEADINGS = {"good": "good", "early": "not convincing yet", "bad": "not working", "unknown": "no verdict"}
 _LONGER = "Train longer, or on more images."
 OTHER_TOKENIZER = "Train another one first: beit train-tokenizer, until beit tokenize --stats says that it suits."
 _MORE_STEPS = "Give more --tokenizer-steps, or train one first: beit train-tokenizer."
@@ -58,6 +60,16 @@ class Verdict:
     text: str
     needs_tokenizer: bool = False
     beats_guessing: bool = True
+
+    @property
+    def has_learnt_nothing(self) -> bool:
+        """Whether the model is no better than a fixed guess."""
+        return self.text.startswith(_NOTHING)
+
+    @property
+    def heading(self) -> str:
+        """The grade in two or three words."""
+        return "nothing learnt yet" if self.has_learnt_nothing else _HEADINGS[self.grade]
 
 
 @dataclass(frozen=True)
@@ -142,7 +154,7 @@ def _tokens(last: Mapping[str, float], measured: Measured) -> Verdict:
         way_out = OTHER_TOKENIZER if measured.tokenizer is None else _MORE_STEPS
         return Verdict(poor.grade, f"The tokens say little: {poor.text}. {figures}. {way_out}", needs_tokenizer=True)
     if accuracy <= guess:
-        return Verdict("early", f"It has learnt nothing yet: {figures}. {_LONGER}")
+        return Verdict("early", f"{_NOTHING}: {figures}. {_LONGER}")
     if above >= 0:
         over = f"the loss {loss:.2f} is {above:.2f} nats above the entropy of the tokens"
         return Verdict("early", f"It has learnt little yet: {over}; {figures}. {_LONGER}")
@@ -183,7 +195,7 @@ def _pixels(last: Mapping[str, float], measurings: Measurings) -> Verdict:
     figures = f"the error of the hidden pixels is {loss:.4f}"
     figures += f", {loss / guess:.0%} of that of the mean colour ({guess:.4f})" if guess else ""
     if guess and loss >= guess:
-        return Verdict("early", f"It has learnt nothing yet: {figures}. {_LONGER}")
+        return Verdict("early", f"{_NOTHING}: {figures}. {_LONGER}")
     if guess and loss > _OF_MEAN_COLOUR * guess:
         return Verdict("early", f"It is barely better than guessing: {figures}. {_LONGER}")
     name = "masked_loss" if "masked_loss" in last else "loss"
@@ -273,7 +285,7 @@ def _by_metric(last: Mapping[str, float], measured: Measured, name: str, words: 
     if missed := sum(score < _NOT_FOUND for score in by_class):
         figures += f"; {missed:,} of {len(by_class):,} classes not found at all"
     if value <= max(guess, _NOT_FOUND):
-        text = f"It has learnt nothing yet: {figures}. {_LONGER}{_few(images)}"
+        text = f"{_NOTHING}: {figures}. {_LONGER}{_few(images)}"
         return Verdict("early", text, beats_guessing=False)
     trend = "" if images < _FEW else _trend(measured.measurings, name, rising=True)
     little = value < _LITTLE_AP if name == "ap" else value - guess < _LITTLE * (1 - guess) or 2 * missed > len(by_class)

@@ -161,7 +161,7 @@ def _require_two(census: MaskStats, names: tuple[str, ...]) -> None:
         return
     there = f"one class only, '{names[labelled[0]]}'" if len(labelled) else "no labelled pixel"
     raise DataError(
-        f"The masks of {len(census.good)} images hold {there}; at least two classes are needed.",
+        f"The masks of {len(census.good):,} images hold {there}; at least two classes are needed.",
         "Check the masks, --ignore-index and --reduce-zero-label.",
     )
 

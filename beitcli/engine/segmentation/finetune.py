@@ -62,7 +62,7 @@ def _card(report: SegmentReport, task: SegmentationTask) -> FinetunedCard:
         title=f"{task.family} segmenter",
         facts={"crops": pixels(task.model.architecture.image_size), "head": task.model.head_name},
         metrics={
-            f"mIoU ({report.images} images: {report.measured_on})": f"{report.miou:.4f}",
+            f"mIoU ({report.images:,} images: {report.measured_on})": f"{report.miou:.4f}",
             "pixel accuracy": f"{report.pixel_accuracy:.4f}",
             "mean accuracy": f"{report.mean_accuracy:.4f}",
         },
@@ -95,7 +95,7 @@ def build_segmenter(
 
     def head_of(checkpoint: CheckpointHandle) -> HeadTransfer:
         reinit = (*POOLING, *(() if keeps(checkpoint) else (TASK.prefix,)))
-        return HeadTransfer(reinit, keeps(checkpoint), ("decode_head", "auxiliary_head"))
+        return HeadTransfer(reinit, keeps(checkpoint))
 
     return build_finetuned(config, checkpoint, make, head_of, on_event)
 
@@ -104,7 +104,7 @@ def _require_pairs(plan: Plan, world: DistributedContext) -> None:
     """Raises UsageError for a forward pass of one image."""
     if min_micro_batch(plan, world) < SegmentationTask.least_micro_batch:
         raise UsageError(
-            f"Batches of {plan.batch_size} images in pieces of {plan.micro_batch} leave one image by itself, "
+            f"Batches of {plan.batch_size:,} images in pieces of {plan.micro_batch:,} leave one image by itself, "
             "which batch norm cannot take.",
             "Give a --batch-size and a --micro-batch of 2 or more.",
         )

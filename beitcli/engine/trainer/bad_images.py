@@ -23,7 +23,7 @@ def refuse_many_bad(bad: Sequence[Bad], images: int, max_bad: float, hint: str) 
     if len(bad) > allowed or (bad and len(bad) == images):
         examples = "; ".join(f"{path}: {reason}" for _, path, reason in bad[:5])
         limit = "" if len(bad) == images else f", {allowed} are allowed"
-        raise DataError(f"{len(bad)} of {counted(images, 'image')} cannot be read{limit}: {examples}.", hint)
+        raise DataError(f"{len(bad):,} of {counted(images, 'image')} cannot be read{limit}: {examples}.", hint)
 
 
 def joined(records: Iterable[Sequence[Bad]]) -> list[Bad]:

@@ -242,7 +242,7 @@ def load_newest(
     if trainer["step"] < plan.steps:
         on_event(Note(f"{task.name}: going on from step {trainer['step']} ({checkpoint.path})"))
     else:
-        on_event(Note(f"{task.name}: '{run.path}' is finished, all {plan.steps} steps; nothing is trained."))
+        on_event(Note(f"{task.name}: '{run.path}' is finished, all {plan.steps:,} steps; nothing is trained."))
         again = ["beit", task.config.command, "--config", run.path / "config.toml"]
         again += ["--steps", 2 * plan.steps, "--out", "NEW"]
         on_event(Note(f"To train longer, start a new run: {shell_line(again)}"))

@@ -25,7 +25,7 @@ from beitcli.engine.trainer.preflight.amount import held_out_images
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
-from beitcli.runtime.metric_text import counted, measured_images
+from beitcli.runtime.metric_text import counted, measured_images, none_of
 
 _MEASURED_WITHOUT_HOLDOUT = 512
 _LARGEST_TWENTIETH = 512  # images, of data with annotations
@@ -45,11 +45,8 @@ def open_images(
         source = Subset(source, chosen)
     if getattr(config, "in_memory", False):
         source = FilesInMemory(source, processes=world.local_size, on_progress=openings(on_event))
-    on_event(
-        Note(
-            f"Data: {counted(len(source), 'image')}" + (f" of {len(source.classes)} classes" if source.classes else "")
-        )
-    )
+    of = f" of {len(source.classes):,} classes" if source.classes else ""
+    on_event(Note(f"Data: {counted(len(source), 'image')}{of}"))
     return source
 
 
@@ -80,6 +77,11 @@ def validation_data(config: FinetuneConfig, source: Source) -> tuple[Sequence[st
             )
         return config.data, "val", f"{' '.join(config.data)}, split val"
     return None
+
+
+def val_name(config: FinetuneConfig) -> str:
+    """Returns what a message calls the data of `validation_data`."""
+    return "The validation split" if config.val is None else f"--val '{config.val}'"
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,9 @@ def hold_out(
     more = world.run_on_rank_zero(lambda: _unreadable(source, some))
     bad = (*unreadable, *more)
     if len(more) == len(some):
+        first = "the first: " if len(bad) > 1 else ""
         raise DataError(
-            f"None of {len(bad)} images can be read, the first: {bad[0][1]}: {bad[0][2]}.",
+            f"{none_of(len(bad), 'image', '', 'can be read', 'cannot be read')}, {first}{bad[0][1]}: {bad[0][2]}.",
             "`beit doctor DATA` says why of each.",
         )
     return HeldOut(source, Subset(source, some), unreadable, False)

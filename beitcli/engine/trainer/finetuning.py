@@ -19,20 +19,23 @@ from torch import nn
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.intensity import intensity_entry, with_models_intensity
 from beitcli.config.normalization import IMAGENET, Normalization
+from beitcli.config.random_weights import RANDOM
 from beitcli.config.resizing import DEFAULT
 from beitcli.data.loading.batch_datasets import Transform
 from beitcli.data.sources.base import Source
-from beitcli.engine.events import OnEvent
+from beitcli.engine.events import Note, OnEvent
 from beitcli.engine.trainer.arithmetic import arithmetic_row, with_step_arithmetic
 from beitcli.engine.trainer.bad_images import Bad
 from beitcli.engine.trainer.data import measured_text, require_an_image_each
 from beitcli.engine.trainer.ema import EMATask
 from beitcli.engine.trainer.job import Finished, Job
+from beitcli.engine.trainer.large_recipe import what_a_large_recipe_takes
 from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import FinetunedCard, finetuning_card
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.preflight.check import Preflight
 from beitcli.engine.trainer.preflight.findings import Finding
+from beitcli.engine.trainer.preflight.given_init import given_init_findings
 from beitcli.engine.trainer.pretrained import Pretrained, open_for_finetuning, scratch_architecture
 from beitcli.engine.trainer.reports import Finetuned
 from beitcli.engine.trainer.run_job import run_job
@@ -75,6 +78,8 @@ def open_finetuning(
     require_an_image_each(config.batch_size, compute.world)  # alike on all ranks, so before they wait for one another
     check_writers(config, compute.world)
     on_event = compute.world.rank_zero_only(on_event)
+    if not config.resume and (takes := what_a_large_recipe_takes(config)):
+        on_event(Note(takes))
     init = open_for_finetuning(config, compute.world, on_event, takes_timm=takes_timm)
     if init.checkpoint is not None:
         config = with_models_intensity(config, init.checkpoint.settings)
@@ -219,6 +224,11 @@ class FinetunedTask(EMATask):
         """What the backbone is, for display."""
         return "ViT" if isinstance(self.model.architecture, TimmArchitecture) else "BEiT"
 
+    @property
+    def origin(self) -> str:
+        """Where the weights are from, for display: `from runs/mine`, `with random weights`."""
+        return "with random weights" if self.config.init == RANDOM else f"from {self.config.init}"
+
     def about_head(self, head: nn.Module, where: str) -> dict[str, str]:
         """`about` of a backbone with a head.
 
@@ -230,7 +240,7 @@ class FinetunedTask(EMATask):
         if isinstance(architecture, TimmArchitecture):
             kind, positions = f"timm's {architecture.name}", ""
         return {
-            "model": f"{kind} from {self.config.init}, {size(self.model):,} parameters{positions}",
+            "model": f"{kind} {self.origin}, {size(self.model):,} parameters{positions}",
             "head": f"{self.model.head_name}, {size(head):,} of these parameters, {where}",
             "images of": self.about_images(),
             "backbone": f"{forward_flops(architecture, 0, 0) / 1e9:.3g} GFLOP an image forward",
@@ -281,7 +291,7 @@ def run_finetuning(
         size=min(begun.init.size),
         from_scratch=begun.init.checkpoint is None,
         labelled=data.training.classes is not None or bool(data.training.label_names),
-        others=data.findings,
+        others=(*data.findings, *given_init_findings(config.init, begun.init.checkpoint)),
     ).run(begun.compute.world, begun.on_event)
     job = Job(
         title="Finetuning",

@@ -90,7 +90,7 @@ def _data_name(reference: str) -> str:
 
 def _steps(report: Any, config: Training) -> str:
     passes = epochs_text(report.epoch, config.whole_epochs)
-    return f"{report.step:,} of {config.batch_size} images ({passes})"
+    return f"{report.step:,} of {config.batch_size:,} images ({passes})"
 
 
 def _time(report: Any) -> str:
@@ -114,16 +114,15 @@ def tokenizer_card(config: TrainTokenizerConfig, title: str, report: Any, hardwa
         pictures = {
             f"PSNR ({report.measured_on})": f"{report.psnr:.2f} dB",
             "mean absolute error": f"{report.mae:.4f}",
-            "mean absolute error of pixels in [-1, 1]": f"{report.mae_normalized:.4f}",
         }
     return _card(
         f"A visual tokenizer ({title})",
         {"made by": f"beit {__version__} train-tokenizer, recipe {config.recipe}", "data": data, "hardware": hardware},
         {
-            "steps": f"{report.steps:,} of {config.batch_size} images",
+            "steps": f"{report.steps:,} of {config.batch_size:,} images",
             "time": _time(report),
             **pictures,
-            "codes used": f"{report.codes_used} of {report.vocab_size}",
+            "codes used": f"{report.codes_used:,} of {report.vocab_size:,}",
             "perplexity": f"{report.perplexity:.1f}",
             "share of the most frequent code": f"{report.commonest_share:.3f}",
             **_further(report),

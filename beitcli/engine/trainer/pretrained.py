@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from beitcli.config.architecture import SIZES, Architecture, finetuning_architec
 from beitcli.config.eval_crop import RELEASED_CROP, EvalCrop
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.normalization import NORMALIZATIONS, Normalization
+from beitcli.config.tasks import TASKS
 from beitcli.engine.events import Note, OnEvent, downloads, warn
 from beitcli.errors import UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
@@ -90,21 +91,12 @@ class HeadTransfer:
     Attributes:
         reinit: Key prefixes in the new model that keep their initialization.
         loads_head: Whether the tensors of the head are loaded too.
-        parts: Key prefixes, each reported as one name.
         keeps_random_init: Whether for `MODEL@random` the new model keeps its own initialization.
     """
 
     reinit: tuple[str, ...]
     loads_head: bool = False
-    parts: tuple[str, ...] = ()
     keeps_random_init: bool = False
-
-    def short(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Returns the names, those of a part as one."""
-        return tuple(dict.fromkeys(map(self._short, names)))
-
-    def _short(self, name: str) -> str:
-        return next((part for part in self.parts if name.startswith(f"{part}.")), name)
 
 
 def build_finetuned(
@@ -158,14 +150,12 @@ def _move_weights(
     head: HeadTransfer,
     on_event: OnEvent,
 ) -> None:
-    """Loads the tensors that fit, and reports what became of every tensor."""
+    """Loads the tensors that fit, and reports what became of the others."""
     tensors = checkpoint.tensors(with_head=head.loads_head)
     source, how = checkpoint.architecture, config.resize_positions
     transfer = load_backbone(model, tensors, source, architecture, reinit=head.reinit, how=how)
-    transfer = replace(transfer, newly_initialized=head.short(transfer.newly_initialized))
-    left: tuple[str, ...] = ()
-    if checkpoint.key_mapping is not None:
-        left = (*checkpoint.key_mapping.dropped, *(() if head.loads_head else checkpoint.key_mapping.head.values()))
-    said = "; ".join(transfer.summary_lines(head.short(left)))
+    keys = checkpoint.key_mapping
+    of_head, unread = ((), ()) if keys is None else (() if head.loads_head else tuple(keys.head), keys.dropped)
+    said = transfer.summary(checkpoint.kind, TASKS.entries()[config.task].kind, of_head, unread)
     origin = checkpoint.weights if checkpoint.seed is None else checkpoint.reference
     on_event(Note(f"From {origin} ({kind_in_words(checkpoint.kind)}, format {checkpoint.format}): {said}"))

@@ -113,7 +113,7 @@ def describe_plan(task: Task, plan: Plan, curve: str = "cosine") -> dict[str, st
     epochs = epochs_text(plan.epoch(plan.steps), config.whole_epochs)
     return {
         "images": f"{plan.images:,}",
-        "steps": f"{plan.steps:,} of {plan.batch_size} images ({epochs})",
+        "steps": f"{plan.steps:,} of {plan.batch_size:,} images ({epochs})",
         "micro-batch": micro_batch_row(plan),
         "learning rate": f"{config.lr:g}, {warm_up}, {curve} to {config.min_lr:g}",
         "weight decay": f"{config.weight_decay:g}",

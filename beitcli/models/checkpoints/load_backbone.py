@@ -7,7 +7,7 @@ keeps its new initialization.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +17,13 @@ from torch import nn
 from beitcli.config.architecture import Architecture
 from beitcli.config.resizing import DEFAULT, Resizing
 from beitcli.errors import StorageError
-from beitcli.models.checkpoints.key_mapping import by_block
+from beitcli.models.checkpoints.key_mapping import AGGREGATION, by_block
 from beitcli.models.checkpoints.resize_positions import resize_bias_table, resize_positions
 from beitcli.models.networks.timm_vit import TimmViT
+from beitcli.runtime.metric_text import counted
 
 NOT_OF_BACKBONE = ("head.", "fc_norm.", "norm.")  # key prefixes
+_BEHIND_THE_BLOCKS = (*NOT_OF_BACKBONE, "head_dist.", "mask_token", "token_head.", *AGGREGATION)
 _TABLE = "relative_position_bias_table"
 
 
@@ -41,16 +43,26 @@ class Transfer:
     dropped: tuple[str, ...]
     newly_initialized: tuple[str, ...]
 
-    def summary_lines(self, unknown: tuple[str, ...] = ()) -> list[str]:
-        """Describes the load in lines for the user; the same tensor of all blocks is grouped.
+    def summary(self, kind: str, new_kind: str, of_head: Collection[str] = (), unread: Collection[str] = ()) -> str:
+        """Describes the load in a line for the user, with the names of tensors that no head explains.
 
         Args:
-            unknown: Keys in the file that were not read; they count as dropped.
+            kind: Of the checkpoint.
+            new_kind: Of the model.
+            of_head: Further tensors, those of a head that was not read.
+            unread: Keys of the file that belong to no part of a model that is known.
         """
-        parts = {"resized": self.resized, "dropped": (*self.dropped, *unknown), "new": self.newly_initialized}
-        return [f"{len(self.loaded)} tensors loaded"] + [
-            f"{what}: {', '.join(by_block(names))}" for what, names in parts.items() if names
-        ]
+        resized = f", {len(self.resized):,} of them resized" if self.resized else ""
+        parts = [f"{counted(len(self.loaded), 'tensor')} loaded{resized}"]
+        behind = [name for name in self.dropped if name.startswith(_BEHIND_THE_BLOCKS)]
+        if number := len(behind) + len(of_head):
+            head = "the head of its pretraining" if kind == "masked-image-model" else "its former head"
+            parts.append(f"{head} is dropped ({counted(number, 'tensor')})")
+        if self.newly_initialized:
+            parts.append(f"the {new_kind}'s head is new ({counted(len(self.newly_initialized), 'tensor')})")
+        if others := [*(name for name in self.dropped if name not in behind), *unread]:
+            parts.append(f"not used: {', '.join(by_block(others))}")
+        return "; ".join(parts)
 
 
 def expand_shared_bias(tensors: Mapping[str, torch.Tensor], depth: int) -> dict[str, torch.Tensor]:

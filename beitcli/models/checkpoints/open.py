@@ -164,10 +164,11 @@ def expect_finetuned(checkpoint: CheckpointHandle, or_else: str = "") -> TaskDef
 
 def _same_recipe(checkpoint: CheckpointHandle) -> str:
     """Returns the option for the recipe of a run, if `finetune` has one of that name: its default may take days."""
-    if checkpoint.folder is None:
+    if not checkpoint.settings or checkpoint.weights is None:
         return ""
+    run = checkpoint.weights.parent.parent.parent  # of RUN/checkpoints/step-N/model.safetensors
     try:
-        recipe = tomllib.loads(read_regular(checkpoint.run / "config.toml").decode()).get("recipe")
+        recipe = tomllib.loads(read_regular(run / "config.toml").decode()).get("recipe")
     except (OSError, ValueError, RecursionError):
         return ""
     return f"--recipe {recipe} " if recipe in recipe_names("finetune") else ""

@@ -140,7 +140,9 @@ def test_classes_are_matched_by_name(coco):
     assert [renamed.names[label] for label in renamed.boxes(1).labels] == [
         source.names[label] for label in source.boxes(1).labels
     ]
-    with pytest.raises(DataError, match=r"1 categories of .* are none of the 2 known"):
+    with pytest.raises(
+        DataError, match=r"does not know 1 of the 2 classes of .*, namely: 'blue'. It knows 2: red, green\."
+    ):
         source.renamed(("red", "green"))
     both = open_detection([str(coco), str(coco)])
     assert len(both) == 12

@@ -139,7 +139,7 @@ def test_a_mask_that_does_not_fit_is_named_with_the_reason(tmp_path, spoil, said
         (["whole"], "test", "no split 'test'"),
         (["splits"], "test", "it has train, val"),
         (["whole/images/a.jpg"], None, "has no masks"),
-        (["unpaired"], None, "None of the 1 images"),
+        (["unpaired"], None, "The only image of"),
     ],
 )
 def test_data_without_masks_is_refused(tmp_path, references, split, said):

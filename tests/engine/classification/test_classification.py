@@ -8,6 +8,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -253,6 +254,34 @@ def test_layer_decay_reaches_the_optimizer(labelled_folder):
 
 
 # Evaluation
+
+
+def test_val_with_other_classes_than_data_is_refused_with_the_names_of_both(tmp_path, labelled_folder, beit):
+    for name in ("butterflies", "wolves", "red"):
+        shutil.copytree(labelled_folder / "red", tmp_path / "wrong" / name)
+    command = ["finetune", labelled_folder, "--recipe", "tiny", "--init", "random", "--size", 32, "--steps", 1]
+    ended = beit(*command, "--val", tmp_path / "wrong", "--dry-run", "--workers", 0)
+    assert ended.code == 3
+    said = " ".join(ended.err.split())
+    assert f"--val '{tmp_path / 'wrong'}' has 2 classes that DATA has not, the first: 'butterflies'." in said
+    assert "DATA has: blue, green, red." in said
+
+
+def test_plan_says_where_the_weights_are_from(labelled_folder):
+    task = make_task(labelled_folder)
+    assert task.about()["model"].startswith("BEiT (absolute positions) with random weights, ")
+    task.config = replace(task.config, init="runs/mine")
+    assert task.about()["model"].startswith("BEiT (absolute positions) from runs/mine, ")
+
+
+def test_model_says_which_classes_it_knows():
+    source = SimpleNamespace(name="held-out", classes=("owl",))
+    known = ["a", "b", "c", "d"]
+    with pytest.raises(DataError) as raised:
+        class_columns(source, known)
+    assert raised.value.message == (
+        "The model does not know 1 of the 1 classes of 'held-out', namely: 'owl'. It knows 4: a, b, c, ..."
+    )
 
 
 def test_classes_are_matched_by_name_where_the_data_has_some_of_them(tmp_path, labelled_folder):

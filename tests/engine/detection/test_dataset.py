@@ -50,9 +50,10 @@ def test_boxes_outside_the_image_stop_the_run_past_max_bad_and_are_left_out_belo
 
 def test_empty_annotations_and_damaged_ones_end_with_3_and_their_name(beit, copied, detector_run, tmp_path):
     file = copied / "annotations" / "instances_train.json"
+    whole = file.read_text()
     changed(file, lambda document: document.update(annotations=[]))
     empty = beit(*command_of(copied, tmp_path / "run"))
-    assert (empty.code, "None of the 12 training images" in empty.err) == (3, True)
+    assert (empty.code, "None of 12 training images" in empty.err) == (3, True)
     file.write_text(file.read_text()[:200])
     damaged = beit(*command_of(copied, tmp_path / "run"))
     assert (damaged.code, f"'{file}' holds no annotations" in damaged.err) == (3, True)
@@ -60,10 +61,16 @@ def test_empty_annotations_and_damaged_ones_end_with_3_and_their_name(beit, copi
     val = copied / "annotations" / "instances_val.json"
     changed(val, lambda document: document.update(annotations=[]))
     measured = beit("eval", detector_run, copied)
-    assert (measured.code, "None of the 5 images" in measured.err) == (3, True)
+    assert (measured.code, "None of 5 images" in measured.err) == (3, True)
     changed(val, lambda document: document["categories"][0].update(name="green"))
     unknown = beit("eval", detector_run, copied)
-    assert (unknown.code, "(first: 'green')" in unknown.err) == (3, True)
+    assert (unknown.code, "namely: 'green'. It knows 2: " in unknown.err) == (3, True)
+    file.write_text(whole)
+    learnt = beit(*command_of(copied, tmp_path / "run"))
+    assert (learnt.code, "The validation split has 1 class that DATA has not, namely: 'green'" in learnt.err) == (
+        3,
+        True,
+    )
 
 
 def test_eval_counts_what_cannot_be_used(beit, copied, detector_run):

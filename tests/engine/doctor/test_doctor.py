@@ -21,6 +21,7 @@ from PIL import Image
 
 from beitcli.cli.app import main
 from beitcli.data.sources.open_data import open_data
+from beitcli.engine.doctor.marks import MARKS
 from tests.cli.test_contract import at_terminal
 from tests.conftest import Ended, save_picture
 
@@ -155,7 +156,8 @@ def test_doctor_says_what_a_training_would_say_of_so_few_images(tmp_path: Path, 
         "pretrain", tmp_path / "photos", *args, "--target", "pixels", "--dry-run", "--json", "--device", "cpu"
     )
     (few,) = (each for each in planned.lines[0]["preflight"] if each["kind"] == "few-images")
-    assert (told["what"], told["way_out"]) == (f"To pretrain on: {few['what']}", few["way_out"])
+    few_of = few["what"].replace("105 training images", "105 of 110 images to train on (5 held out)")
+    assert (told["what"], told["way_out"]) == (f"To pretrain on: {few_of}", few["way_out"])
     assert few["what"].startswith("105 training images are few")
 
 
@@ -163,6 +165,20 @@ def test_doctor_refuses_as_a_training_would(tmp_path: Path, beit: Beit):
     save_picture(tmp_path / "photos" / "a.jpg", (90, 90, 90), 1)
     (document,) = beit("doctor", tmp_path / "photos", "--json").lines
     assert [each["kind"] for each in document["findings"]] == ["one-image-to-pretrain", "one-image-to-train-tokenizer"]
+
+
+def test_of_a_folder_without_any_image_nothing_is_said_but_that(tmp_path: Path, beit: Beit):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("This is no photograph.\n")
+    ended = beit("doctor", tmp_path / "photos", "--json")
+    assert ended.code == 3
+    assert [each["kind"] for each in ended.lines[0]["findings"]] == ["unreadable"]
+    assert ended.err.splitlines()[-1].strip() == "Replace what is damaged."
+
+
+def test_marks_of_one_image_are_in_the_singular():
+    assert MARKS["rotated"].title_of_one == "is rotated or mirrored by its EXIF orientation"
+    assert MARKS["deep"].title_of_one == "has more than 8 bits"
 
 
 def test_a_list_of_the_good_images_is_data_with_labels(mess: Path, tmp_path: Path, beit: Beit):
@@ -435,7 +451,7 @@ def test_a_copy_of_another_class_is_a_conflict_of_labels(beit: Beit, tmp_path: P
     assert ant["picture"] == bee["picture"] != ""
     assert (found["images"], found["severity"]) == (1, "warning")
     assert found["examples"][0]["path"].endswith("bee/copy.png")
-    assert re.fullmatch(r"'bee', and 'ant' as .*ant/1\.png", found["examples"][0]["why"])
+    assert re.fullmatch(r"labelled 'bee', its copy .*ant/1\.png 'ant'", found["examples"][0]["why"])
 
 
 def test_doctor_says_of_trainings_what_the_whole_training_split_has(beit: Beit, tmp_path: Path) -> None:

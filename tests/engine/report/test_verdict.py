@@ -245,6 +245,22 @@ def test_codes_in_use_are_told_with_the_tokens_where_these_are_too_few_to_show_a
     assert "among" not in judged(CODES | {"measured_tokens": 4096}, "train-tokenizer", vocab_size=1024)[1]
 
 
+@pytest.mark.parametrize(
+    ("metrics", "command", "heading"),
+    [
+        ({"loss": 0.5, "baseline_loss": 0.4}, "pretrain", "nothing learnt yet"),
+        ({"loss": 0.39, "baseline_loss": 0.4}, "pretrain", "not convincing yet"),
+        ({"loss": 0.2, "baseline_loss": 0.4}, "pretrain", "good"),
+        ({"perplexity": 1.2}, "train-tokenizer", "not working"),
+        ({}, "pretrain", "no verdict"),
+    ],
+)
+def test_the_heading_says_what_the_sentence_says(metrics: dict[str, float], command: str, heading: str) -> None:
+    verdict = verdict_of(Measured(command, [(1, metrics)] if metrics else []))
+    assert verdict.heading == heading
+    assert verdict.has_learnt_nothing == (heading == "nothing learnt yet")
+
+
 def test_what_is_not_measured_or_not_known_is_no_verdict() -> None:
     assert verdict_of(Measured("pretrain", [])) == Verdict("unknown", "Nothing was measured yet.")
     tokenizer = Measured("train-tokenizer", [(6, FEW)], vocab_size=256)

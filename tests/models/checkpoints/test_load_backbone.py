@@ -8,7 +8,7 @@ from torch.nn.functional import interpolate
 
 from beitcli.config.architecture import Architecture, Positions, finetuning_architecture
 from beitcli.errors import StorageError
-from beitcli.models.checkpoints.load_backbone import expand_shared_bias, load_backbone, resize_to
+from beitcli.models.checkpoints.load_backbone import Transfer, expand_shared_bias, load_backbone, resize_to
 from beitcli.models.networks.beit import MaskedImageModel
 from beitcli.models.networks.classifier import Classifier
 
@@ -168,3 +168,15 @@ def test_a_head_of_other_classes_is_refused_where_the_task_goes_on():
     tensors = Classifier(source, 5).state_dict()
     with pytest.raises(StorageError, match="2 of another shape"):
         load_backbone(Classifier(source, 7), tensors, source, source, reinit=())
+
+
+def test_summary_counts_what_a_head_explains_and_names_the_rest():
+    loaded = Transfer(("a", "b"), ("a",), ("mask_token", "norm.bias", "gamma"), ("head.weight",))
+    assert loaded.summary("masked-image-model", "classifier", unread=("optimizer",)) == (
+        "2 tensors loaded, 1 of them resized; the head of its pretraining is dropped (2 tensors); "
+        "the classifier's head is new (1 tensor); not used: gamma, optimizer"
+    )
+    assert Transfer(("a",), (), (), ()).summary("classifier", "classifier") == "1 tensor loaded"
+    assert Transfer(("a",), (), (), ()).summary("segmenter", "classifier", of_head=("decode_head.x",)) == (
+        "1 tensor loaded; its former head is dropped (1 tensor)"
+    )

@@ -23,22 +23,26 @@ def held_out_images(images: int, most: int) -> int:
     return min(most, images // 20)
 
 
-def few_findings(command: str, images: int) -> Iterator[Finding]:
+def few_findings(command: str, images: int, held_out: int = 0) -> Iterator[Finding]:
     """Yields whether the images to train on are fewer than the recipes of a command need.
 
     Args:
         images: Training images, without those that are held out.
+        held_out: Number of those, where the message is to tell them.
     """
     if images < _FEW.get(command, LEAST_IMAGES):
         way_out = {
-            "pretrain": f"Give a thousand or more, or leave it out: `beit finetune DATA --init {_PRETRAINED}`.",
+            "pretrain": f"Give a thousand or more, or skip pretraining: `beit finetune DATA --init {_PRETRAINED}`.",
             "train-tokenizer": "Give a hundred or more.",
         }.get(command, "Give some tens of each class.")
         without = " without labels" if command in _FEW else ""
+        which = counted(images, "training image")
+        if held_out:
+            which = f"{images:,} of {images + held_out:,} images to train on ({held_out:,} held out)"
         yield Finding(
             "few-images",
             "warning",
-            f"{counted(images, 'training image')} {'is' if images == 1 else 'are'} few to learn from{without}.",
+            f"{which} {'is' if images == 1 else 'are'} few to learn from{without}.",
             way_out,
         )
 
@@ -50,7 +54,7 @@ def one_image_findings(command: str, images: int) -> Iterator[Finding]:
         yield Finding(
             "one-image",
             "refusal",
-            "Nothing can be learned from 1 image: it would be known by heart, and there is no other to tell.",
+            "Nothing can be learned from 1 image: the model would memorise it, and no other image would show that.",
             f"Give {few:,} or more, {LEAST_IMAGES} at least (tiles of a large image will do), or take what is trained: "
             f"`beit finetune LABELLED --init {_PRETRAINED}`. "
             f"A trial without data: `beit {command} sample --recipe tiny`.",

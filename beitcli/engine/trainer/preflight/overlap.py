@@ -105,7 +105,7 @@ def overlap_findings(training: Source, measured: Source) -> Iterator[Finding]:
     yield Finding(
         "overlap",
         "warning",
-        f"{len(overlap.pairs)} of {counted(overlap.looked_at, 'image')} to measure on are among "
+        f"{len(overlap.pairs):,} of {counted(overlap.looked_at, 'image')} to measure on are among "
         f"{counted(overlap.compared, 'training image')} too, byte for byte, such as {such}: metrics will be too good.",
         "`beit doctor` lists all of them.",
     )

@@ -17,6 +17,7 @@ _PASSES = 300  # that are proposed in place of more
 _TOKENIZER_EPOCHS, _TOKENIZER_PASSES = 200, 100  # a tokenizer is only the way to a BEiT
 _SMALL_BATCH = 16  # below which gradients are noise at a recipe's learning rate
 _MORE_STEPS = "Give --steps, or more images."
+_MORE_HELD_OUT = f"A twentieth of DATA is held out: {FEW_TO_MEASURE} need {20 * FEW_TO_MEASURE:,} images in DATA."
 _FEW_STEPS = 100
 _FEW_OF_A_CLASS = 5
 _DOMINANT = 0.9
@@ -43,15 +44,16 @@ def schedule_findings(command: str, images: int, batch: int, steps: int, *, step
             "batch-over-images",
             "warning",
             f"A batch of {batch:,} holds each of {counted(images, 'image')} {batch / images:.3g} times{few}.",
-            f"--batch-size {fitting} fits.",
+            f"--batch-size {fitting} fits, with --lr scaled alike.",
         )
     elif not steps_given and steps < _FEW_STEPS and command != "finetune":
         smaller = max(_SMALL_BATCH, batch * steps // 1000)
+        more = f"A smaller --batch-size makes more of them, such as {smaller}, with --lr scaled alike."
         yield Finding(
             "few-steps",
             "warning",
             f"The whole run is {counted(steps, 'step')} of {batch:,} images: too few for weights that start at random.",
-            f"A smaller --batch-size makes more of them, such as {smaller}." if smaller < batch else _MORE_STEPS,
+            more if smaller < batch else _MORE_STEPS,
         )
 
 
@@ -102,7 +104,7 @@ def measuring_findings(command: str, measured: int, is_apart: bool, val: str | N
         )
     elif measured < FEW_TO_MEASURE:
         step = f": a share moves in steps of {1 / measured:.0%}" if command == "finetune" and measured else ""
-        more = "--val DATA names others." if command == "finetune" else "Give more: a twentieth is held out."
+        more = "--val DATA names others." if command == "finetune" else _MORE_HELD_OUT
         more = "Give more images there." if val is not None else more
         where = f" in --val {val}" if val is not None else ""
         few = f"{counted(measured, 'image')} to measure on{where} {'is' if measured == 1 else 'are'} few{step}."

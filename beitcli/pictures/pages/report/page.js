@@ -28,7 +28,6 @@ function short(value) {
 }
 
 // Verdicts
-const GRADES = { good: "good", early: "not convincing yet", bad: "not working", unknown: "no verdict" };
 const measuredAt = (run, step) => typeof step === "number" && step !== run.step ? `measured at step ${whole(step)}` : "";
 byId("title").textContent = several ? `Report of ${report.runs.length} runs` : `Report: ${report.runs[0].name}`;
 byId("runs").classList.toggle("several", several);
@@ -39,7 +38,7 @@ report.runs.forEach((run, number) => {
   const elsewhere = measuredAt(run, run.measured_step);
   const said = `${run.state}, step ${whole(run.step)}${epochs}${seconds ? `, ${hours}` : ""}${elsewhere && `, ${elsewhere}`}`;
   const swatch = several ? element("i", { class: "swatch", style: `background:${colour(number)}` }) : null;
-  const heading = element("h2", {}, element("span", {}, swatch, run.name), element("span", { class: "soft" }, `${GRADES[run.verdict.grade]} · ${said}`));
+  const heading = element("h2", {}, element("span", {}, swatch, run.name), element("span", { class: "soft" }, `${run.verdict.heading} · ${said}`));
   const figures = element("ul", { class: "figures" }, ...run.figures.slice(0, 8).map((figure) =>
     element("li", {}, element("b", {}, figure.text), element("span", {}, figure.title))));
   const facts = element("dl", { class: "facts" });

@@ -54,6 +54,7 @@ def test_a_dry_run_of_ten_photographs_says_that_they_are_few_and_seen_thousands_
     told = {each["kind"]: each for each in json.loads(ended.out)["preflight"]}
     assert list(told) == ["few-images", "many-epochs", "measured-on-training"]
     assert "10 training images are few" in told["few-images"]["what"]
+    assert "or skip pretraining: `beit finetune DATA" in told["few-images"]["way_out"]
     assert "1,250 steps of 8 images are 1,000 passes over 10 images" in told["many-epochs"]["what"]
     assert told["many-epochs"]["way_out"] == "--steps 375 makes 300 passes."
     assert f"warning: {told['few-images']['what']}" in ended.err
@@ -181,7 +182,7 @@ def test_the_length_of_a_training_is_judged(command, images, batch, steps, given
 def test_the_way_out_of_a_large_batch_fits():
     *_, batch = schedule_findings("pretrain", 10, 2048, 4, steps_given=False)
     assert "205 times, and the whole run is 4 steps" in batch.what
-    assert batch.way_out == "--batch-size 8 fits."
+    assert batch.way_out == "--batch-size 8 fits, with --lr scaled alike."
 
 
 def test_few_images_to_measure_on_move_in_steps():
@@ -192,6 +193,8 @@ def test_few_images_to_measure_on_move_in_steps():
     (finding,) = measuring_findings("finetune", 5, True, "held-out/")
     assert finding.what.startswith("5 images to measure on in --val held-out/ are few")
     assert finding.way_out == "Give more images there."
+    (finding,) = measuring_findings("pretrain", 10, True)
+    assert finding.way_out == "A twentieth of DATA is held out: 50 need 1,000 images in DATA."
     assert kinds(measuring_findings("pretrain", 512, True)) == []
     assert kinds(measuring_findings("pretrain", 12, False)) == ["measured-on-training"]
 
@@ -313,6 +316,23 @@ def test_a_given_tokenizer_that_has_collapsed_is_told(tmp_path: Path):
         assert finding.way_out.startswith("Train another one first: beit train-tokenizer")
     for reference in (good, unmeasured, tmp_path / "none", "dall-e", "hf://a/b"):
         assert list(given_tokenizer_findings(str(reference))) == []
+
+
+@pytest.mark.parametrize("accuracy", [0.1, 0.9])
+def test_a_finetuning_from_a_run_that_has_learnt_nothing_is_told(
+    tmp_path: Path, beit: Beit, labelled_folder: Path, pretrained_run: Path, accuracy: float
+):
+    run = tmp_path / "run"
+    shutil.copytree(pretrained_run, run)
+    figures = {"masked_accuracy": accuracy, "baseline_accuracy": 0.2, "unigram_entropy": 2.5, "masked_loss": 1.5}
+    row = {"step": 4} | {f"held_out_{name}": value for name, value in figures.items()}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    args = ("--recipe", "tiny", "--size", 32, "--steps", 2, "--batch-size", 4, "--workers", 0, "--device", "cpu")
+    ended = beit("finetune", labelled_folder, "--init", run, *args, "--dry-run", "--json")
+    assert ended.code == 0, ended.err
+    told = [each["what"] for each in ended.lines[0]["preflight"] if each["kind"] == "init-learnt-nothing"]
+    expected = f"--init {run} has learnt nothing yet, by its own report: random weights may do as well."
+    assert told == ([expected] if accuracy < 0.2 else [])
 
 
 def test_a_dry_run_with_a_collapsed_tokenizer_says_so(tmp_path: Path, beit: Beit, tokenizer_run: Path):
