@@ -19,7 +19,6 @@ from beitcli.config.data_formats import is_data_word
 from beitcli.config.fields import settings_of
 from beitcli.config.nearest import suggestion
 from beitcli.errors import BeitError, UsageError
-from beitcli.escaping import shell_line
 from beitcli.tokenizers.pretrained import words
 
 if TYPE_CHECKING:
@@ -65,19 +64,19 @@ def hold_resumed(config: Any) -> object:
 
 
 def _require_model_first(config: Any) -> None:
-    """Raises UsageError where the first argument is no MODEL and a later one is a run."""
+    """Raises UsageError where MODEL is data that is there, and the only DATA is a run."""
     arguments = [setting for setting in settings_of(type(config)).values() if setting.option.argument]
     if len(arguments) != 2 or arguments[0].option.metavar != "MODEL":
         return
     model, data = (getattr(config, setting.name) for setting in arguments)
-    runs = [each for each in data if os.path.isdir(os.path.join(each, "checkpoints"))]
-    if not runs:
+    if len(data) != 1 or not os.path.isdir(os.path.join(data[0], "checkpoints")):
+        return
+    if model in model_words() or not (os.path.exists(model) or is_data_word(model)):
         return
     from beitcli.models.checkpoints.locate import names_a_model
 
-    if not names_a_model(model) and model not in model_words():
-        line = ["beit", config.command, runs[0], model, *(each for each in data if each != runs[0])]
-        raise UsageError(f"'{model}' is no MODEL, and '{runs[0]}' is a run.", f"MODEL comes first: {shell_line(line)}")
+    if not names_a_model(model):
+        raise UsageError(f"'{model}' is no MODEL, and '{data[0]}' is a run.", "MODEL comes first: swap the two.")
 
 
 def _is_light(config: Any) -> bool:

@@ -179,8 +179,7 @@ def check_bounds(config: Any) -> None:
     for name, setting in settings_of(type(config)).items():
         value = getattr(config, name)
         if setting.is_number and value is not None:
-            default = f"The default of {setting.flag} is {setting.plain(setting.default)}."
-            hint = f"Leave {setting.flag} out for its default." if setting.default is None else default
+            hint = f"Leave {setting.flag} out for the recipe's value, or the default."
             for each in value if isinstance(value, tuple) else (value,):
                 setting.option.bounds.require(setting.flag, each, hint)
 

@@ -204,7 +204,7 @@ class FinetuneConfig(Sharded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Bounds(ge=self.min_resize).require("--max-resize", self.max_resize, "It is no smaller than --min-resize.")
+        Bounds(ge=self.min_resize).require("--max-resize", self.max_resize, "Give --min-resize or more.")
         task = TASKS.load(self.task)
         if self.head is not None and self.head not in task.head_names():
             fitting = " or ".join(task.head_names())

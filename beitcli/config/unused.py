@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from beitcli.config.fields import Setting, task_of
-from beitcli.config.random_weights import RANDOM, without_weights
+from beitcli.config.random_weights import RANDOM
 from beitcli.errors import UsageError
 
 
@@ -56,9 +56,9 @@ def refuse_unused(
 
 
 def _refuse_beside_weights(config: Any, settings: Mapping[str, Setting], name: str) -> None:
-    """Raises UsageError for a setting of a model from random weights where the weights are given."""
+    """Raises UsageError for a setting that only `--init random` uses, where the start is another model."""
     for by, names in getattr(config, "of_random_init", {}).items():
-        if name in names and without_weights(getattr(config, by)) != RANDOM:
+        if name in names and getattr(config, by) != RANDOM:
             model = f"{settings[by].flag} {getattr(config, by)}"
             raise UsageError(
                 f"{settings[name].flag} has no effect with {model}, which has its own.",

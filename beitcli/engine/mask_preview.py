@@ -79,8 +79,8 @@ def mask_preview(
         raise UsageError("No image is given.", "Give images, `sample`, or --stats N.")
     source = open_inputs(config, role="train", sample_size=_PICTURE, stdin=stdin, seed=seed, on_event=on_event)
     if to_stdout and len(source) > 1:
-        images = counted(len(source), "image")
-        raise UsageError(f"-o {config.output} writes one picture, but {images} are given.", "Give -o DIR.")
+        number = counted(len(source), "image")
+        raise UsageError(f"-o {config.output} writes one picture, but {number} are given.", "Give -o DIR.")
     outputs, on_sheet = ([OutputFile(Path("-"))] if to_stdout else None), False
     if config.output and not to_stdout:
         inputs = ProtectedInputs(config, source)

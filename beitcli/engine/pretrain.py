@@ -64,7 +64,7 @@ class PretrainReport:
         baseline_loss: For pixels: that of always predicting each channel's mean on the same patches.
         masked_accuracy: On hidden patches; on all patches without masking.
         baseline_accuracy: That of always predicting the most frequent token on the same patches.
-        unigram_entropy: Of those tokens, in nats: the loss of the best prediction that ignores the image.
+        unigram_entropy: Of those tokens, in nats: the loss of a prediction that knows their frequencies alone.
         seconds: Spent on training.
         measuring_seconds: Spent on the images measured on, beside `seconds`.
         tokenizer_seconds: Spent on the tokenizer that the run trained for itself before, measured too; 0 without one.

@@ -96,13 +96,14 @@ def test_suffixes_that_are_checked_early_are_those_of_the_engine() -> None:
 
 
 @pytest.mark.parametrize("command", ["predict", "eval", "embed"])
-def test_swapped_arguments_get_the_line_in_its_order(
-    beit: Callable, finetuned_run: Path, labelled_folder: Path, command: str
-) -> None:
+def test_swapped_arguments_are_told(beit: Callable, finetuned_run: Path, labelled_folder: Path, command: str) -> None:
     for data in (labelled_folder, labelled_folder / "red" / "00.jpg"):
         ended = beit(command, data, finetuned_run)
         assert (ended.code, ended.out) == (2, "")
-        assert f"MODEL comes first: beit {command} {finetuned_run} {data}" in ended.err
+        assert f"'{data}' is no MODEL, and '{finetuned_run}' is a run" in ended.err.replace("\n  ", " ")
+        assert "MODEL comes first: swap the two." in ended.err
+    ended = beit(command, "runs/mien", finetuned_run)  # a misspelt MODEL is none of the data
+    assert "swap" not in ended.err
 
 
 def test_the_folder_of_one_class_leads_to_that_of_all(beit: Callable, labelled_folder: Path) -> None:

@@ -94,10 +94,10 @@ def test_a_flag_of_a_model_from_random_weights_is_refused_beside_weights(
     name: str, value: object, tmp_path: Path
 ) -> None:
     given = {"data": ("photos",), "recipe": "small"}
-    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} has no effect with --init runs/mine"):
-        resolve(FinetuneConfig, given | {"init": "runs/mine", name: value})
-    for random in ("random", "timm/vit_tiny_patch16_224@random,depth=4"):
-        assert getattr(resolve(FinetuneConfig, given | {"init": random, name: value}).config, name) == value
+    for init in ("runs/mine", "runs/mine@random", "timm/vit_tiny_patch16_224@random,depth=4"):
+        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} has no effect with --init {init}"):
+            resolve(FinetuneConfig, given | {"init": init, name: value})
+    assert getattr(resolve(FinetuneConfig, given | {"init": "random", name: value}).config, name) == value
     path = tmp_path / "run.toml"
     path.write_text(f"{name} = {value!r}\n", encoding="utf-8")
     assert getattr(resolve(FinetuneConfig, given | {"init": "runs/mine", "config": str(path)}).config, name) == value

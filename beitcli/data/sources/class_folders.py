@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 
 from beitcli.data.sources.files import folders_below, is_image_name
+from beitcli.data.sources.splits import is_split
 
 _MOST = 1000  # folders looked into
+_NO_CLASSES = ("images", "masks")
 
 
 def class_folders_hint(name: str) -> str:
     """Returns a hint to give the folder above, if several folders there hold images; else nothing."""
     parent = os.path.dirname(name.rstrip("/"))
-    if not parent or not os.path.isdir(name) or not _holds_images(name):
+    own = os.path.basename(name.rstrip("/"))
+    if own in _NO_CLASSES or is_split(own) or not parent or not os.path.isdir(name) or not _holds_images(name):
         return ""
     found = sum(_holds_images(os.path.join(parent, each)) for each in folders_below(parent)[:_MOST])
     return f"If the {found:,} folders with images in '{parent}' are the classes, give '{parent}'." if found > 1 else ""

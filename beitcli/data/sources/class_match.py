@@ -28,7 +28,7 @@ def refuse_unknown(
     if is_val:
         what = f"{len(unknown):,} class{'es' if len(unknown) > 1 else ''}"
         raise DataError(
-            f"{name} has {what} that DATA has not, {first}. DATA has: {there}",
+            f"{name} has {what} that DATA does not have, {first}. DATA has: {there}",
             "Name the classes there as in DATA, or give other data to measure on.",
         )
     raise DataError(

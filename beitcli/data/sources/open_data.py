@@ -153,7 +153,7 @@ def _missing(path: str, *, is_pattern: bool) -> DataError:
 def _require_classes(source: Source, parts: Sequence[Source], least: int) -> None:
     for part in parts:
         if part.classes is None:
-            hint = class_folders_hint(part.name) or _label_layouts()
+            hint = f"{class_folders_hint(part.name)} {_label_layouts()}".strip()
             raise DataError(f"'{part.name}' has no labels, and they are needed here.", hint=hint)
     if source.classes is not None and len(source.classes) < least:
         raise DataError(

@@ -212,7 +212,8 @@ class _TokenAccumulator(MetricAccumulator):
         loss, patches, images, right, squares = map(sum, zip(*world.gather_interleaved(parts), strict=True))
         counts = world.all_reduce_sum(self.counts.clone())
         hidden = int(counts.sum())
-        is_few = hidden < _PATCHES_PER_CODE * len(counts) and int(self.trained.sum()) > hidden
+        enough = _PATCHES_PER_CODE * len(counts)
+        is_few = hidden < enough <= int(self.trained.sum())
         baseline, entropy = trained_baselines(counts, self.trained) if is_few else unigram_metrics(counts)
         known: dict[str, float] = {"measured_patches": hidden}
         if images:
@@ -247,10 +248,11 @@ def unigram_metrics(counts: torch.Tensor) -> tuple[float, float]:
 
 
 def trained_baselines(counts: torch.Tensor, trained: torch.Tensor) -> tuple[float, float]:
-    """Returns what `unigram_metrics` does, by the frequencies of the tokens that were trained on.
+    """Returns how good a guess by the frequencies of the tokens that were trained on is on the measured ones.
 
-    n measured tokens have an entropy of ln n at most, and one code a share of 1 / n at least: of few tokens, no model
-    could be better. Of a code that was not trained on, one token more is counted.
+    As `unigram_metrics`: the share that the most frequent token of training has, and the cross entropy in nats. The
+    measured tokens' own frequencies are too good a guess where they are few: n tokens have an entropy of ln n at most.
+    Each code counts once more than it was trained on, as none is impossible.
 
     Args:
         counts: (V,) of the measured tokens.
@@ -258,7 +260,8 @@ def trained_baselines(counts: torch.Tensor, trained: torch.Tensor) -> tuple[floa
     """
     measured, others = counts.cpu().double(), trained.cpu().double()
     frequencies = (others + 1) / (others.sum() + len(others))
-    return float(others.max() / others.sum()), float(-(measured * frequencies.log()).sum() / measured.sum())
+    guessed = measured[others.argmax()]
+    return float(guessed / measured.sum()), float(-(measured * frequencies.log()).sum() / measured.sum())
 
 
 class PixelTarget(Target):

@@ -133,6 +133,8 @@ def _speed(record: RunRecord, last: dict[str, float]) -> str:
     if "images_per_second" not in last:
         return ""
     at_the_end, batch_size = last["images_per_second"], record.settings.get("batch_size")
+    if record.state == "running":  # whose checkpoint, with its time, is behind
+        return f"{at_the_end:,.1f} images/s"
     if not (isinstance(batch_size, int) and record.time.training > 0 and record.step):
         return f"{at_the_end:,.1f} images/s at the end"
     average = record.step * batch_size / record.time.training

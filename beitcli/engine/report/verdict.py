@@ -33,7 +33,6 @@ Measurings = Sequence[tuple[int, Mapping[str, float]]]
 # frames of one car's camera it gives 2.5, 1.36: there no threshold tells more.
 _TIMES, _NATS = 1.5, 0.3
 _OF_MEAN_COLOUR = 0.95  # of its error on pixels; the place of a patch gives 1.00, 0.98 and 0.68 on the same images
-_NOTHING = "It has learnt nothing yet"
 _HEADINGS = {"good": "good", "early": "not convincing yet", "bad": "not working", "unknown": "no verdict"}
 _LONGER = "Train longer, or on more images."
 OTHER_TOKENIZER = "Train another one first: beit train-tokenizer, until beit tokenize --stats says that it suits."
@@ -54,17 +53,14 @@ class Verdict:
     Attributes:
         needs_tokenizer: Whether the way out is another tokenizer.
         beats_guessing: False where a fixed guess is not shown to be worse.
+        has_learnt_nothing: Whether the model is no better than a fixed guess.
     """
 
     grade: Grade
     text: str
     needs_tokenizer: bool = False
     beats_guessing: bool = True
-
-    @property
-    def has_learnt_nothing(self) -> bool:
-        """Whether the model is no better than a fixed guess."""
-        return self.text.startswith(_NOTHING)
+    has_learnt_nothing: bool = False
 
     @property
     def heading(self) -> str:
@@ -154,7 +150,7 @@ def _tokens(last: Mapping[str, float], measured: Measured) -> Verdict:
         way_out = OTHER_TOKENIZER if measured.tokenizer is None else _MORE_STEPS
         return Verdict(poor.grade, f"The tokens say little: {poor.text}. {figures}. {way_out}", needs_tokenizer=True)
     if accuracy <= guess:
-        return Verdict("early", f"{_NOTHING}: {figures}. {_LONGER}")
+        return _nothing(figures)
     if above >= 0:
         over = f"the loss {loss:.2f} is {above:.2f} nats above the entropy of the tokens"
         return Verdict("early", f"It has learnt little yet: {over}; {figures}. {_LONGER}")
@@ -195,7 +191,7 @@ def _pixels(last: Mapping[str, float], measurings: Measurings) -> Verdict:
     figures = f"the error of the hidden pixels is {loss:.4f}"
     figures += f", {loss / guess:.0%} of that of the mean colour ({guess:.4f})" if guess else ""
     if guess and loss >= guess:
-        return Verdict("early", f"{_NOTHING}: {figures}. {_LONGER}")
+        return _nothing(figures)
     if guess and loss > _OF_MEAN_COLOUR * guess:
         return Verdict("early", f"It is barely better than guessing: {figures}. {_LONGER}")
     name = "masked_loss" if "masked_loss" in last else "loss"
@@ -268,6 +264,11 @@ def _finetuned(last: Mapping[str, float], measured: Measured) -> Verdict:
     return Verdict("unknown", f"{name.replace('_', ' ')} {value:.4g} on {images:,} images." if name else "No figures.")
 
 
+def _nothing(figures: str, more: str = "") -> Verdict:
+    text = f"It has learnt nothing yet: {figures}. {_LONGER}{more}"
+    return Verdict("early", text, beats_guessing=False, has_learnt_nothing=True)
+
+
 def _by_metric(last: Mapping[str, float], measured: Measured, name: str, words: str) -> Verdict:
     images, value = int(last.get("images", 0)), last[name]
     of = f" of {measured.classes:,} classes" if measured.classes else ""
@@ -285,8 +286,7 @@ def _by_metric(last: Mapping[str, float], measured: Measured, name: str, words: 
     if missed := sum(score < _NOT_FOUND for score in by_class):
         figures += f"; {missed:,} of {len(by_class):,} classes not found at all"
     if value <= max(guess, _NOT_FOUND):
-        text = f"{_NOTHING}: {figures}. {_LONGER}{_few(images)}"
-        return Verdict("early", text, beats_guessing=False)
+        return _nothing(figures, _few(images))
     trend = "" if images < _FEW else _trend(measured.measurings, name, rising=True)
     little = value < _LITTLE_AP if name == "ap" else value - guess < _LITTLE * (1 - guess) or 2 * missed > len(by_class)
     if little:

@@ -65,12 +65,12 @@ def validation_data(config: FinetuneConfig, source: Source) -> tuple[Sequence[st
     It is `--val` if given, else the validation split of DATA if training on `source` leaves one aside.
 
     Raises:
-        UsageError: There is such a split, and `--holdout` is set, which would do nothing.
+        UsageError: There is such a split, and `--holdout` is given as a flag, which would do nothing.
     """
     if config.val is not None:
         return (config.val,), None, config.val
     if trains_apart_from_val(config.split, source.splits):
-        if config.holdout != FinetuneConfig.holdout and not config.resume:
+        if config.origins.get("holdout") == "flag" and not config.resume:
             raise UsageError(
                 f"--holdout {config.holdout} has no effect: DATA has a validation split, which is measured.",
                 "Leave it out.",

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from torch import nn
@@ -291,7 +292,7 @@ def run_finetuning(
         size=min(begun.init.size),
         from_scratch=begun.init.checkpoint is None,
         labelled=data.training.classes is not None or bool(data.training.label_names),
-        others=(*data.findings, *given_init_findings(config.init, begun.init.checkpoint)),
+        others=chain(data.findings, given_init_findings(config.init, begun.init.checkpoint)),
     ).run(begun.compute.world, begun.on_event)
     job = Job(
         title="Finetuning",

@@ -6,16 +6,18 @@ from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.recipe_files import read_recipe, recipe_names
 from beitcli.config.tasks import DEFAULT_TASK, TASKS
 
+_LENGTH = ("steps", "epochs", "batch_size")
 _DATA = {"classify": "ImageNet", "segment": "ADE20K", "detect": "COCO"}  # of the recipes
 
 
 def what_a_large_recipe_takes(config: FinetuneConfig) -> str:
-    """Returns the line; empty with another recipe than a default one."""
+    """Returns the line; empty with another recipe than a default one, or with another length than its own."""
     command = FinetuneConfig.command
     own = TASKS.entries()[config.task].recipe
     defaults = [own] if own else [FinetuneConfig.recipe, *FinetuneConfig.recipes_of["init"].values()]
-    if config.recipe not in defaults:
-        return ""
+    own_settings = read_recipe(command, config.recipe) if config.recipe in defaults else {}
+    if not own_settings or any(getattr(config, name) != own_settings.get(name) for name in _LENGTH):
+        return ""  # another recipe, or another length
     length = f"{config.steps:,} steps" if config.steps else f"{config.epochs:g} epochs"
     begin = f"Recipe {config.recipe}: {length} in batches of {config.batch_size:,}, on GPUs"
     begin += f", for data like {_DATA[config.task]}." if config.task in _DATA else "."

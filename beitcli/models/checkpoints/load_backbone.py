@@ -56,7 +56,7 @@ class Transfer:
         parts = [f"{counted(len(self.loaded), 'tensor')} loaded{resized}"]
         behind = [name for name in self.dropped if name.startswith(_BEHIND_THE_BLOCKS)]
         if number := len(behind) + len(of_head):
-            head = "the head of its pretraining" if kind == "masked-image-model" else "its former head"
+            head = "the head of its pretraining" if kind == "masked-image-model" else "what followed its blocks"
             parts.append(f"{head} is dropped ({counted(number, 'tensor')})")
         if self.newly_initialized:
             parts.append(f"the {new_kind}'s head is new ({counted(len(self.newly_initialized), 'tensor')})")

@@ -164,9 +164,10 @@ def expect_finetuned(checkpoint: CheckpointHandle, or_else: str = "") -> TaskDef
 
 def _same_recipe(checkpoint: CheckpointHandle) -> str:
     """Returns the option for the recipe of a run, if `finetune` has one of that name: its default may take days."""
-    if not checkpoint.settings or checkpoint.weights is None:
+    step = checkpoint.weights.parent  # of RUN/checkpoints/step-N/model.safetensors
+    if not checkpoint.settings or step.parent.name != "checkpoints" or not step.name.startswith("step-"):
         return ""
-    run = checkpoint.weights.parent.parent.parent  # of RUN/checkpoints/step-N/model.safetensors
+    run = step.parent.parent
     try:
         recipe = tomllib.loads(read_regular(run / "config.toml").decode()).get("recipe")
     except (OSError, ValueError, RecursionError):

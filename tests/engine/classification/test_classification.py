@@ -263,7 +263,7 @@ def test_val_with_other_classes_than_data_is_refused_with_the_names_of_both(tmp_
     ended = beit(*command, "--val", tmp_path / "wrong", "--dry-run", "--workers", 0)
     assert ended.code == 3
     said = " ".join(ended.err.split())
-    assert f"--val '{tmp_path / 'wrong'}' has 2 classes that DATA has not, the first: 'butterflies'." in said
+    assert f"--val '{tmp_path / 'wrong'}' has 2 classes that DATA does not have, the first: 'butterflies'." in said
     assert "DATA has: blue, green, red." in said
 
 

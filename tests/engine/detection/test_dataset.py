@@ -67,7 +67,7 @@ def test_empty_annotations_and_damaged_ones_end_with_3_and_their_name(beit, copi
     assert (unknown.code, "namely: 'green'. It knows 2: " in unknown.err) == (3, True)
     file.write_text(whole)
     learnt = beit(*command_of(copied, tmp_path / "run"))
-    assert (learnt.code, "The validation split has 1 class that DATA has not, namely: 'green'" in learnt.err) == (
+    assert (learnt.code, "The validation split has 1 class that DATA does not have, namely: 'green'" in learnt.err) == (
         3,
         True,
     )

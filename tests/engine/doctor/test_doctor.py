@@ -156,7 +156,7 @@ def test_doctor_says_what_a_training_would_say_of_so_few_images(tmp_path: Path, 
         "pretrain", tmp_path / "photos", *args, "--target", "pixels", "--dry-run", "--json", "--device", "cpu"
     )
     (few,) = (each for each in planned.lines[0]["preflight"] if each["kind"] == "few-images")
-    few_of = few["what"].replace("105 training images", "105 of 110 images to train on (5 held out)")
+    few_of = few["what"].replace("105 training images", "105 images to train on (5 of 110 held out)")
     assert (told["what"], told["way_out"]) == (f"To pretrain on: {few_of}", few["way_out"])
     assert few["what"].startswith("105 training images are few")
 

@@ -171,12 +171,16 @@ def test_guesses_beside_few_measured_patches_are_by_the_tokens_trained_on(tokeni
     alone = target.accumulator()
     alone.update(outputs, tokens, None, 3)
     assert alone.compute()["baseline_accuracy"] == pytest.approx(1 / 6)
-    target.load_state({"token_counts": torch.tensor([9] + [1] * 15)})  # 24 tokens
+    target.load_state({"token_counts": torch.tensor([9] + [1] * 15)})  # 24 tokens, too few themselves
+    early = target.accumulator()
+    early.update(outputs, tokens, None, 3)
+    assert early.compute()["unigram_entropy"] == pytest.approx(math.log(6))
+    target.load_state({"token_counts": torch.tensor([49] + [1] * 15)})  # four of each code
     few, many = target.accumulator(), target.accumulator()
     few.update(outputs, tokens, None, 3)
     measured = few.compute()
-    assert measured["baseline_accuracy"] == pytest.approx(9 / 24)
-    assert measured["unigram_entropy"] == pytest.approx(-(math.log(10 / 40) + 5 * math.log(2 / 40)) / 6)
+    assert measured["baseline_accuracy"] == pytest.approx(1 / 6)
+    assert measured["unigram_entropy"] == pytest.approx(-(math.log(50 / 80) + 5 * math.log(2 / 80)) / 6)
     for _ in range(11):  # 66 patches, four of each code
         many.update(outputs, tokens, None, 3)
     assert many.compute()["unigram_entropy"] == pytest.approx(math.log(6))

@@ -320,6 +320,12 @@ def test_finetune_measures_on_the_val_split_of_its_folder(tmp_path, labelled_fol
     ended = beit("finetune", tmp_path / "data", "--init", "random", "--recipe", "tiny", "--holdout", 5, "--dry-run")
     assert ended.code == 2
     assert "--holdout 5 has no effect: DATA has a validation split" in ended.err
+    settings = tmp_path / "settings.toml"  # as of a run on other data
+    settings.write_text("holdout = 5\n")
+    ended = beit(
+        "finetune", tmp_path / "data", "--init", "random", "--recipe", "tiny", "--config", settings, "--dry-run"
+    )
+    assert ended.code == 0, ended.err
 
 
 @pytest.mark.parametrize("kept_in", ["folder", "tar", "parquet"])

@@ -38,7 +38,7 @@ def few_findings(command: str, images: int, held_out: int = 0) -> Iterator[Findi
         without = " without labels" if command in _FEW else ""
         which = counted(images, "training image")
         if held_out:
-            which = f"{images:,} of {images + held_out:,} images to train on ({held_out:,} held out)"
+            which = f"{counted(images, 'image')} to train on ({held_out:,} of {images + held_out:,} held out)"
         yield Finding(
             "few-images",
             "warning",

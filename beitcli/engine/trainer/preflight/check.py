@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Preflight:
         size: Shorter side of the images that the model takes, in pixels.
         from_scratch: Whether the model starts from random weights.
         labelled: Whether the images' classes are learned.
-        others: Findings of the task's own.
+        others: Findings of the task's own; taken once, on rank 0.
     """
 
     config: Training
@@ -45,7 +45,7 @@ class Preflight:
     size: int
     from_scratch: bool
     labelled: bool = False
-    others: Sequence[Finding] = ()
+    others: Iterable[Finding] = ()
 
     def findings(self) -> Iterator[Finding]:
         """Yields all findings, those about numbers first; of a training that is refused, why and about its images."""

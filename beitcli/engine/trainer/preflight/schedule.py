@@ -15,6 +15,7 @@ FEW_TO_MEASURE = 50
 MOST_EPOCHS = 1000  # the longest recipe has 800
 _PASSES = 300  # that are proposed in place of more
 _TOKENIZER_EPOCHS, _TOKENIZER_PASSES = 200, 100  # a tokenizer is only the way to a BEiT
+_FEW_TOKENIZER_STEPS = 300  # too few to learn codes in
 _SMALL_BATCH = 16  # below which gradients are noise at a recipe's learning rate
 _MORE_STEPS = "Give --steps, or more images."
 _MORE_HELD_OUT = f"A twentieth of DATA is held out: {FEW_TO_MEASURE} need {20 * FEW_TO_MEASURE:,} images in DATA."
@@ -44,11 +45,11 @@ def schedule_findings(command: str, images: int, batch: int, steps: int, *, step
             "batch-over-images",
             "warning",
             f"A batch of {batch:,} holds each of {counted(images, 'image')} {batch / images:.3g} times{few}.",
-            f"--batch-size {fitting} fits, with --lr scaled alike.",
+            f"--batch-size {fitting} fits; scale --lr with it.",
         )
     elif not steps_given and steps < _FEW_STEPS and command != "finetune":
         smaller = max(_SMALL_BATCH, batch * steps // 1000)
-        more = f"A smaller --batch-size makes more of them, such as {smaller}, with --lr scaled alike."
+        more = f"A smaller --batch-size makes more of them, such as {smaller}; scale --lr with it."
         yield Finding(
             "few-steps",
             "warning",
@@ -74,6 +75,8 @@ def own_tokenizer_findings(images: int, batch: int, steps: int) -> Iterator[Find
         )
     if steps * batch / images >= _TOKENIZER_EPOCHS:
         passes, way_out = _passes(images, batch, steps, "--tokenizer-steps", _TOKENIZER_PASSES)
+        if _TOKENIZER_PASSES * images < _FEW_TOKENIZER_STEPS * batch:
+            way_out = "Give more images, or one that is trained: --tokenizer RUN."
         yield Finding("tokenizer-many-epochs", "warning", f"The tokenizer trains first, and its {passes}.", way_out)
 
 

@@ -71,7 +71,7 @@ def test_the_tokenizer_that_is_trained_on_the_way_is_judged_too(tmp_path: Path, 
     assert few["what"].startswith("The tokenizer, which trains first, has 12 images too")
     assert "--tokenizer RUN" in few["way_out"]
     assert "its 800 steps of 16 images are 1,067 passes over 12 images" in many["what"]
-    assert many["way_out"] == "--tokenizer-steps 75 makes 100 passes."
+    assert many["way_out"] == "Give more images, or one that is trained: --tokenizer RUN."
     assert f"warning: {many['what']} {many['way_out']}" in ended.err.splitlines()
     assert kinds(own_tokenizer_findings(500, 16, 1000)) == []
 
@@ -182,7 +182,7 @@ def test_the_length_of_a_training_is_judged(command, images, batch, steps, given
 def test_the_way_out_of_a_large_batch_fits():
     *_, batch = schedule_findings("pretrain", 10, 2048, 4, steps_given=False)
     assert "205 times, and the whole run is 4 steps" in batch.what
-    assert batch.way_out == "--batch-size 8 fits, with --lr scaled alike."
+    assert batch.way_out == "--batch-size 8 fits; scale --lr with it."
 
 
 def test_few_images_to_measure_on_move_in_steps():
