@@ -85,7 +85,7 @@ def export_card(to: str, checkpoint: CheckpointHandle, hf_class: str, verified: 
     if measured is not None:
         lines += [
             "",
-            f"Measured on {measured.images:,} of {markdown(measured.data)}:",
+            f"Measured on {measured.images} of {markdown(measured.data)}:",
             "",
             "| metric | value |",
             "|---|---|",

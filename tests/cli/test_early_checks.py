@@ -167,7 +167,11 @@ def test_outputs_that_cannot_be_written_are_told_early(
         (["tokenize", "flat", *tokenizer, "--reconstruct", "x.png"], 4, no_folder),
         (["tokenize", "--decode", "x.jsonl", *tokenizer, "-o", "x.png"], 4, no_folder),
         (["predict", finetuned_run, "flat", "-o", "x.jsonl"], 2, there("x.jsonl")),
-        (["predict", finetuned_run, "flat", "-o", "x.png"], 2, f"'{finetuned_run}' is a classifier: -o 'x.png' is no"),
+        (
+            ["predict", finetuned_run, "flat", "-o", "x.png"],
+            2,
+            f"'{finetuned_run}' is a classifier, which writes lines of JSON: -o 'x.png' is another",
+        ),
         (["export", pretrained_run, "-o", "there"], 2, "-o 'there' is there already."),
         (["pretrain", "sample", "--recipe", "tiny", "--out", "x.png/run"], 4, "Output folder 'x.png/run' cannot be"),
     ]
@@ -188,7 +192,7 @@ def test_no_folder_is_made_of_the_name_of_a_file(
         (["attn-map", "flat", *model, "-o", "new.npy"], 2, "-o 'new.npy' takes one image, but 4 are given."),
         (["tokenize", "flat", *tokenizer, "--reconstruct", "new.png"], 2, refused("new.png", "--reconstruct")),
         (["tokenize", "--decode", "x.jsonl", *tokenizer, "-o", "new.png"], 2, refused("new.png")),
-        (["predict", finetuned_run, "flat", "-o", "new.png"], 2, f"'{finetuned_run}' is a classifier: -o 'new.png' is"),
+        (["predict", finetuned_run, "flat", "-o", "new.png"], 2, f"'{finetuned_run}' is a classifier, which writes"),
         (["embed", pretrained_run, "flat", "-o", "new.png"], 2, "-o 'new.png' ends in no format that is known here."),
         (["export", finetuned_run, "--to", "official", "-o", "new.pth"], 2, refused("new.pth")),
         (["pack", "flat", "-o", "new.tar"], 2, refused("new.tar")),

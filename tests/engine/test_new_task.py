@@ -69,7 +69,7 @@ def test_a_new_task_s_backbone_starts_another(site, brightness_run, tmp_path):
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "(a photometer, format beit)" in ended.stderr
-    assert "gauge.weight" in ended.stderr
+    assert "what followed its blocks is dropped (2 tensors)" in ended.stderr
 
 
 def test_a_task_that_is_not_installed_is_no_choice(brightness_run, beit):

@@ -127,14 +127,17 @@ def test_signals_at_the_birth_of_a_worker_leave_it_alive() -> None:
     """Any number of them, from another process than its parent, before and after it is prepared."""
 
     def parent() -> int:
-        me = os.getpid()
+        me, (prepared, ready) = os.getpid(), os.pipe()
         with starting_workers():
             worker = os.fork()
             if not worker:
                 time.sleep(0.2)  # struck here, unprepared
                 prepare_worker(0, me)
+                os.write(ready, b"1")
                 time.sleep(30)
-        for _ in range(3):
+        for round_of_signals in range(3):
+            if round_of_signals == 2:
+                os.read(prepared, 1)
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
                 subprocess.run([sys.executable, "-c", f"import os; os.kill({worker}, {number})"], check=True)
         assert os.waitpid(worker, os.WNOHANG) == (0, 0)

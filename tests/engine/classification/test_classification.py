@@ -106,8 +106,8 @@ def test_finetuning_from_a_pretrained_run_says_what_is_new(labelled_folder, pret
         settings(labelled_folder, init=str(pretrained_run)), checkpoint, ("a", "b", "c"), notes.append
     )
     said = next(event.message for event in notes if isinstance(event, Note))
-    assert "new: fc_norm.weight, fc_norm.bias, head.weight, head.bias" in said
-    assert "mask_token" in said.partition("dropped: ")[2].partition("; new")[0]
+    assert "the head of its pretraining is dropped (5 tensors)" in said
+    assert "the classifier's head is new (4 tensors)" in said
     stored = newest_checkpoint(pretrained_run).model_tensors()
     assert torch.equal(model.blocks[2].attn.qkv.weight, stored["blocks.2.attn.qkv.weight"])
     assert torch.equal(model.pos_embed, stored["pos_embed"])

@@ -178,5 +178,5 @@ def test_summary_counts_what_a_head_explains_and_names_the_rest():
     )
     assert Transfer(("a",), (), (), ()).summary("classifier", "classifier") == "1 tensor loaded"
     assert Transfer(("a",), (), (), ()).summary("segmenter", "classifier", of_head=("decode_head.x",)) == (
-        "1 tensor loaded; its former head is dropped (1 tensor)"
+        "1 tensor loaded; what followed its blocks is dropped (1 tensor)"
     )
