@@ -512,9 +512,7 @@ def test_file_names_that_are_no_text_are_shown_on_a_terminal(picture: Callable, 
     for encoding in ("utf-8", "ascii"):
         code, said = at_terminal(lambda: main(["mask-preview", str(tmp_path)]), encoding=encoding)
         assert code == 0, said
-        assert f"{tmp_path}/\\udcff.png  75 of 196 patches hidden" in " ".join(said.split()).replace(
-            " 75 of", "  75 of"
-        )
+        assert f"{tmp_path}/\\udcff.png 75 of 196 patches hidden" in " ".join(said.split())  # wrapped
 
 
 def test_names_with_line_breaks_forge_no_line_on_a_terminal(picture: Callable, tmp_path: Path) -> None:

@@ -100,9 +100,9 @@ function paint(canvas, row, times, solid) {
 
 // Three digits, but none that the stored steps do not hold.
 function percent(share, step = 0) {
-  const wanted = share > 0 ? 2 - Math.floor(Math.log10(100 * share)) : 2;
+  const digits = share > 0 ? 2 - Math.floor(Math.log10(100 * share)) : 2;
   const held = step > 0 ? Math.floor(-Math.log10(100 * step)) : 6;
-  return (100 * share).toFixed(Math.max(0, Math.min(wanted, held, 6))) + "%";
+  return (100 * share).toFixed(Math.max(0, Math.min(digits, held, 6))) + "%";
 }
 
 function drawScale(row) {

@@ -199,6 +199,15 @@ def test_few_images_to_measure_on_move_in_steps():
     assert kinds(measuring_findings("pretrain", 12, False)) == ["measured-on-training"]
 
 
+def test_a_tokenizer_of_many_passes_gets_fewer_steps_or_where_these_would_be_few_more_images():
+    (long,) = own_tokenizer_findings(190, 16, 3200)
+    assert "269 passes over 190 images" in long.what
+    assert long.way_out == "--tokenizer-steps 1188 makes 100 passes."
+    *_, few = own_tokenizer_findings(12, 16, 800)
+    assert few.way_out == "Give more images, or one that is trained: --tokenizer RUN."
+    assert kinds(own_tokenizer_findings(2000, 16, 3200)) == []
+
+
 def test_a_block_that_fits_no_grid_is_told():
     assert kinds(mask_findings((14, 14), 75, 16)) == []
     assert kinds(mask_findings((4, 4), 6, 16)) == ["small-grid"]
