@@ -1,16 +1,19 @@
 """`python -m beitcli` and the `beit` executable. Signals count from here on, before anything slow is imported."""
 
+import os
 import sys
 
 from beitcli.runtime.distributed.parent_death import end_with_launcher
 from beitcli.runtime.shortages import shortage
 from beitcli.runtime.signals import note_signals, restore_signals
+from beitcli.runtime.thread_spin import limit_thread_spin
 
 
 def run() -> None:
     """Runs the command line and exits with its code."""
     note_signals()
     end_with_launcher()
+    limit_thread_spin(os.environ)
     try:
         from beitcli.cli.app import main
         from beitcli.runtime.deferred_compiler import defer_compiler

@@ -19,7 +19,7 @@ from beitcli.runtime.extras import EXTRAS
 
 _SECRET = re.compile(r"TOKEN(?!IZER|_CACHE|_PRECISION)|KEY|SECRET|PASSWORD", re.IGNORECASE)
 _USER = re.compile(r"(?<=://)[^/@\s]+@")  # of an address
-_VARIABLES = re.compile(r"BEIT_|HF_|CUDA_VISIBLE_DEVICES$|OMP_NUM_THREADS$|NCCL_|TORCH|PYTORCH|XDG_CACHE_HOME$")
+_VARIABLES = re.compile(r"BEIT_|HF_|CUDA_VISIBLE_DEVICES$|OMP_|GOMP_|NCCL_|TORCH|PYTORCH|XDG_CACHE_HOME$")
 _REQUIREMENT_NAME = re.compile(r"[\w.-]+")
 # Used where they are there, beside the libraries of the extras.
 _OPTIONAL = ("transformers", "datasets", "torchvision", "triton", "playwright")

@@ -102,12 +102,9 @@ class TokenizerTask(Task):
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
         self.wrap_parallel(compute, compression=config.grad_compression)
 
-    @property
-    def is_single_threaded(self) -> bool:
-        return is_small_step(self.compute.device, self.plan.micro_batch * self.config.size**2)
-
     def running(self) -> AbstractContextManager[None]:
-        return one_thread() if self.is_single_threaded else nullcontext()
+        is_small = is_small_step(self.compute.device, self.plan.micro_batch * self.config.size**2)
+        return one_thread() if is_small else nullcontext()
 
     def learning_rate(self, step: int) -> float:
         return warmup_cosine(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
@@ -295,11 +292,13 @@ def plan_rows(task: TokenizerTask, plan: Plan, config: TrainTokenizerConfig) -> 
     if teacher is not None:
         pixels = f"{teacher.size[0]} x {teacher.size[1]} pixels"
         taught["teacher"] = f"{teacher.reference}, {teacher.width} numbers a patch of {pixels}"
+    with task.running():
+        hardware = describe(task.compute)
     return {
         "model": f"{kind_of(config).title}, {parameters:,} parameters, {task.model.vocab_size:,} codes",
         "images of": f"{config.size} x {config.size} pixels to {grid} x {grid} tokens",
         **taught,
         **describe_plan(task, plan),
         "checkpoint size": size_text(checkpoint_bytes(task)),
-        "hardware": describe(task.compute),
+        "hardware": hardware,
     }

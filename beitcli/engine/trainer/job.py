@@ -132,10 +132,5 @@ class Job(Generic[Report]):
     @property
     def stream(self) -> TrainingStream:
         """The stream of its training batches."""
-        workers = choose_workers(
-            self.config.workers,
-            self.compute.device,
-            self.compute.world,
-            single_threaded=self.task.is_single_threaded,
-        )
+        workers = choose_workers(self.config.workers, self.compute.device, self.compute.world, training=True)
         return TrainingStream(self.config, self.data.training, self.transform, self.compute, workers, self.masking)

@@ -87,7 +87,8 @@ def report_job(job: Job[Report], finished: Finished) -> Report:
         verdict = Verdict("unknown", f"No verdict: {error or type(error).__name__}.")
     job.on_event(Warned(verdict.text) if verdict.grade in _TOLD else Note(verdict.text))
     head = CardHead(job.task.kind, job.config, run.path, finished.metrics, verdict.text)
-    run.write_text("README.md", headed(job.card(report, describe(job.compute)), head))
+    hardware = job.rows.get("hardware") or describe(job.compute)
+    run.write_text("README.md", headed(job.card(report, hardware), head))
     if _attempt(job, PAGE, lambda: run.write_text(PAGE, report_page([run.path], finished=True))):
         job.on_event(Note(f"Report: {run.path / PAGE}"))
     return report

@@ -202,11 +202,6 @@ class Task(ABC):
         """
         return 0.0
 
-    @property
-    def is_single_threaded(self) -> bool:
-        """Whether a step is too small for several threads."""
-        return False
-
     def running(self) -> AbstractContextManager[Any]:
         """Returns a context around the whole training or dry run, to set up and close resources."""
         return nullcontext()

@@ -156,8 +156,8 @@ def join_compute(config: Launched, alone: Compute | None = None) -> Compute:
 def is_small_step(device: torch.device, pixels: int) -> bool:
     """Whether a step has too few pixels to be worth several threads on a CPU.
 
-    16 images of 32 x 32 through the `tiny` tokenizer: 300 images/s with one thread, 289 with two. With both cores busy,
-    150 and 24, because threads then wait for each other at every layer (docs/results.md).
+    16 images of 32 x 32 through the `tiny` tokenizer, on two cores: 350 images/s with one thread, 450 with two. With
+    one core busy 290 and 58, as threads wait for each other at every layer.
     """
     return device.type == "cpu" and pixels <= _SMALL_STEP
 
@@ -174,20 +174,21 @@ def one_thread() -> Iterator[None]:
 
 
 def choose_workers(
-    workers: int, device: torch.device, world: DistributedContext = SINGLE_PROCESS, *, single_threaded: bool = False
+    workers: int, device: torch.device, world: DistributedContext = SINGLE_PROCESS, *, training: bool = False
 ) -> int:
     """Returns the number of loader workers; on a CPU most cores are left to the training itself.
 
     Args:
         world: Its ranks have workers each, on their own share of the cores.
-        single_threaded: The training uses one core, so that another one, if there is any, is free for a worker.
+        training: Loads the batches of a training, for which one worker pays on two cores already: 1.1 to 1.6 times as
+            many images a second (docs/performance.md). A short command would wait for the worker's start.
     """
     if workers >= 0:
         return workers
     cores = world.cores or len(available_cores())
     if device.type != "cpu":
         return min(16, cores - 1)
-    return max(min(8, cores // 4), int(single_threaded and cores > 1))
+    return max(min(8, cores // 4), int(training and cores > 1))
 
 
 def describe(compute: Compute) -> str:

@@ -127,10 +127,10 @@ def test_one_thread_gives_the_others_back():
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, 0), (2, 1), (3, 1), (12, 3)])
-def test_a_training_of_one_thread_leaves_a_core_to_a_loader_worker(cores, expected):
+def test_a_training_on_several_cores_has_a_loader_worker(cores, expected):
     world = replace(SINGLE_PROCESS, cores=cores)
-    assert choose_workers(-1, torch.device("cpu"), world, single_threaded=True) == expected
-    assert choose_workers(0, torch.device("cpu"), world, single_threaded=True) == 0
+    assert choose_workers(-1, torch.device("cpu"), world, training=True) == expected
+    assert choose_workers(0, torch.device("cpu"), world, training=True) == 0
 
 
 def test_a_step_is_seeded_as_torch_seeds_the_device_and_asks_nothing_of_others(monkeypatch):
