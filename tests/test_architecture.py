@@ -192,7 +192,7 @@ FLOORS = {  # within a part of the house; the longest name that fits counts, so 
     "data.decoding": 0, "data.decode": 1, "data.image_facts": 2, "data.annotations": 2, "data.sources": 3,
     "data.transforms": 3, "data.caches": 3, "data.loading": 4,
     "runtime.metric_text": 0, "runtime.extras": 0, "runtime.signals": 0, "runtime.shortages": 0,
-    "runtime.deferred_compiler": 0,
+    "runtime.deferred_compiler": 0, "runtime.thread_spin": 0,
     "runtime.storage": 0.25, "runtime.distributed": 0.5, "runtime.compute": 1, "runtime.weight_files": 1,
     "runtime.hub": 2,
 }  # fmt: skip

@@ -119,7 +119,7 @@ def _inputs(config: Any, on_event: OnEvent) -> OpenedInputs:
     if not config.inputs or not _opens_soon(config.inputs):
         return opened
     if query and len(config.inputs) == 1:
-        from beitcli.engine.io.stored_features import is_feature_file
+        from beitcli.engine.io.features.formats import is_feature_file
 
         if is_feature_file(config.inputs[0]):
             return opened

@@ -19,9 +19,10 @@ from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.events import Note, OnEvent, Progress, downloads, ignore, warn
 from beitcli.engine.io.feature_files import FeatureFile, open_feature_file, require_writable_features
+from beitcli.engine.io.features.npy import sidecar
+from beitcli.engine.io.features.stored import FeatureKind
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
-from beitcli.engine.io.stored_features import FeatureKind, sidecar
 from beitcli.engine.neighbours import neighbours
 from beitcli.engine.probing.feature_extraction import FeatureExtractor, Part
 from beitcli.engine.resumed_output import remaining_images

@@ -21,11 +21,12 @@ from beitcli.data.sources.base import Source
 from beitcli.data.sources.files import read_file
 from beitcli.engine.events import OnEvent, Progress
 from beitcli.engine.io.feature_files import require_writable_features
+from beitcli.engine.io.features.formats import is_feature_file, read_features
+from beitcli.engine.io.features.stored import FeatureKind, StoredFeatures
 from beitcli.engine.io.inputs import open_inputs, open_query
 from beitcli.engine.io.output_paths import is_stream, make_folder
 from beitcli.engine.io.outputs import OutputFile
 from beitcli.engine.io.protected_inputs import ProtectedInputs
-from beitcli.engine.io.stored_features import FeatureKind, StoredFeatures, is_feature_file, read_features
 from beitcli.engine.probing.feature_extraction import FeatureExtractor
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.pictures.contact_sheet import contact_sheet

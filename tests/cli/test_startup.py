@@ -121,7 +121,7 @@ def test_masks_without_a_model_need_no_torch(picture: Any, tmp_path: Path) -> No
         ["mask-preview", image, "-o", "x.gif"],
         ["mask-preview", "sample", "--limit", 2, "--ratio", 7],
     ]
-    others = {"PIL.PdfImagePlugin", "beitcli.models.checkpoints.open", "beitcli.engine.io.stored_features"}
+    others = {"PIL.PdfImagePlugin", "beitcli.models.checkpoints.open", "beitcli.engine.io.features"}
     codes, _ = run(lines, UNUSED | others, folder=tmp_path)
     assert codes == [0, 0, 0, 2, 2]
 

@@ -25,9 +25,10 @@ from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.engine import embed as embed_module
 from beitcli.engine.embed import embed
 from beitcli.engine.events import Progress
-from beitcli.engine.io import feature_files, stored_features
+from beitcli.engine.io import feature_files
 from beitcli.engine.io.feature_files import with_numbers
-from beitcli.engine.io.stored_features import read_features
+from beitcli.engine.io.features import safetensors as safetensors_format
+from beitcli.engine.io.features.formats import read_features
 from beitcli.errors import DataError, UsageError
 from beitcli.models.checkpoints.build import open_backbone, preprocessing
 from beitcli.models.networks.pooled_features import pooled_features
@@ -502,14 +503,14 @@ def test_names_that_no_safetensors_header_holds_are_tensors_of_the_file(
 ) -> None:
     plain, apart = tmp_path / "plain.safetensors", tmp_path / "apart.safetensors"
     list(embed(config_of(pretrained_run, labelled_folder, output=str(plain))))
-    monkeypatch.setattr(stored_features, "_MOST_METADATA", 500)
+    monkeypatch.setattr(safetensors_format, "_MOST_METADATA", 500)
     list(embed(config_of(pretrained_run, labelled_folder, output=str(apart))))
     with safe_open(apart, "np") as file:
         assert list(file.metadata()) == ["features"]
         assert json.loads(file.get_tensor("paths").tobytes()) == read(plain)[1]
         assert json.loads(file.get_tensor("labels").tobytes()) == read(plain)[2]
         assert np.array_equal(file.get_tensor("features"), read(plain)[0])
-    again, before = stored_features.read_features(apart), stored_features.read_features(plain)
+    again, before = read_features(apart), read_features(plain)
     assert (again.kind, again.paths, again.labels) == (before.kind, before.paths, before.labels)
     list(embed(config_of(pretrained_run, labelled_folder, output=str(apart), resume=True)))
-    assert stored_features.read_features(apart).paths == before.paths
+    assert read_features(apart).paths == before.paths

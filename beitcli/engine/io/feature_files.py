@@ -17,11 +17,13 @@ import numpy as np
 from beitcli.config.embed import EmbedConfig
 from beitcli.data.sources.formats.parquet import require_pyarrow
 from beitcli.engine.io.appended_lines import AppendedLines
+from beitcli.engine.io.features.formats import WRITERS, read_features
+from beitcli.engine.io.features.npy import sidecar
+from beitcli.engine.io.features.stored import FeatureKind, Rows
 from beitcli.engine.io.output_paths import is_stream, make_folder, require_folder
 from beitcli.engine.io.outputs import require_writable_outputs
 from beitcli.engine.io.part_files import PartFiles, part_files
 from beitcli.engine.io.protected_inputs import ProtectedInputs
-from beitcli.engine.io.stored_features import WRITERS, FeatureKind, Rows, read_features, sidecar
 from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.storage.safe_json import dump_json, parse_json
 

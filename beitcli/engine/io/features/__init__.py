@@ -1,0 +1,1 @@
+"""Finished files of features: what they hold, and a module for each format, found in `formats.py`."""
