@@ -11,28 +11,31 @@ import copy
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from beitcli.data.sources.base import Blocks, OnProgress, Source
-from beitcli.data.sources.files import number_classes, read_error, require_whole_labels
+from beitcli.data.sources.files import read_error, require_whole_labels
 from beitcli.data.sources.format import Format, Request
-from beitcli.data.sources.formats._parquet_columns import HINT, encoded_file, image_column, linked_file
-from beitcli.data.sources.formats._parquet_labels import LABEL, LabelColumn
+from beitcli.data.sources.formats._parquet_columns import HINT, encoded_file, linked_file
+from beitcli.data.sources.formats._parquet_contents import (
+    FileContents,
+    damage_named,
+    file_bytes,
+    first_line,
+    joined_labels,
+)
 from beitcli.data.sources.formats._parquet_reading import (
     WINDOW_BYTES,
     TooLargeUnpacked,
     column_batches,
-    require_plausible,
 )
 from beitcli.data.sources.formats._parquet_vectors import joined_vectors, number_columns, read_numbers
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.extras import install_line
-from beitcli.runtime.storage.regular_files import require_regular
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,7 +81,7 @@ class ParquetSource(Source):
         self._refused: dict[int, str] = {}  # row groups that are too large, and why
         contents = []
         for number, file in enumerate(self._files):
-            contents.append(_Content(file, self._file_names[number]))
+            contents.append(FileContents(file, self._file_names[number]))
             if on_progress is not None:
                 on_progress("opening parquet files", number + 1, len(self._files), "file")
         self._columns = [content.image for content in contents]
@@ -94,7 +97,7 @@ class ParquetSource(Source):
         together = int(np.clip(WINDOW_BYTES // max(1, largest), 2, _MOST_TOGETHER))
         are_remote = not all(isinstance(file, str) for file in self._files)
         self._blocks = Blocks(rows[rows > 0], together, are_remote)
-        self.classes, self._labels = _labels(contents)
+        self.classes, self._labels = joined_labels(contents)
         self._vectors = np.zeros((0, 0), dtype=np.float32)
         self._prints_labels = labelled or all(content.labels.was_always_read for content in contents)
         if labelled and self.classes is None:
@@ -157,9 +160,9 @@ class ParquetSource(Source):
         parts = []
         for stored, path in zip(self._files, self._file_names, strict=True):
             opened = stored if isinstance(stored, str) else stored.open()
-            with _damage_named(path), pq.ParquetFile(opened) as file:
+            with damage_named(path), pq.ParquetFile(opened) as file:
                 names = number_columns(file.schema_arrow)
-                parts.append((path, names, read_numbers(path, file, names, _size_of(stored))))
+                parts.append((path, names, read_numbers(path, file, names, file_bytes(stored))))
         self.label_names, self._vectors = joined_vectors(parts)
 
     def label_vector(self, index: int) -> np.ndarray | None:
@@ -205,7 +208,7 @@ class ParquetSource(Source):
         stored = self._files[number]
         opened = stored if isinstance(stored, str) else stored.open_group(inner, name)
         try:
-            size = _size_of(stored)
+            size = file_bytes(stored)
             # No threads and no pre-buffering: workers are forked, and arrow's threads do not survive a fork.
             with pq.ParquetFile(opened, pre_buffer=False) as file:
                 parts = list(column_batches(file, inner, name, size))
@@ -214,7 +217,7 @@ class ParquetSource(Source):
             self._refused[group] = f"its row group is too large: {error}; write smaller row groups"
             raise BadImage(self._refused[group]) from None
         except (OSError, ValueError, LookupError, pa.ArrowException) as error:
-            raise read_error(error)(f"its row group cannot be read: {_first_line(error)}") from None
+            raise read_error(error)(f"its row group cannot be read: {first_line(error)}") from None
         if len(column) != self._starts[group + 1] - self._starts[group]:
             raise BadImage("its file has changed")
         return column
@@ -238,61 +241,6 @@ class _Group:
     size: int
 
 
-@contextmanager
-def _damage_named(path: str) -> Iterator[None]:
-    """Context in which what pyarrow raises for a damaged file becomes a DataError."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (OSError, ValueError, LookupError, pa.ArrowException) as error:  # also column names not in UTF-8
-        raise DataError(
-            f"'{path}' cannot be read as parquet: {_first_line(error)}.", hint="Download or write it again."
-        ) from None
-
-
-class _Content:
-    """Contents of one file, from its footer and its labels.
-
-    Attributes:
-        image: The column of images.
-        rows: (groups,) int64, rows per row group.
-        sizes: (groups,) int64, uncompressed bytes per row group.
-        labels: The column of labels.
-        codes: (n,) int32 indices into the names of `labels`, -1 for rows without a label.
-    """
-
-    def __init__(self, stored: str | StreamedParquet, path: str) -> None:
-        import pyarrow.parquet as pq
-
-        with _damage_named(path):
-            size = _size_of(stored)
-            with pq.ParquetFile(stored if isinstance(stored, str) else stored.open()) as file:
-                schema, metadata = file.schema_arrow, file.metadata
-                self.image, self.labels = image_column(path, schema), LabelColumn(path, schema)
-                require_plausible(metadata, size)
-                groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-                self.rows = np.array([group.num_rows for group in groups], dtype=np.int64)
-                self.sizes = np.array([group.total_byte_size for group in groups], dtype=np.int64)
-                for number in range(len(groups) if self.labels.is_read else 0):
-                    for values in column_batches(file, number, LABEL, size):
-                        self.labels.add(values)
-        self.codes = self.labels.codes(int(self.rows.sum()))
-        if len(self.codes) != self.rows.sum():
-            raise DataError(f"'{path}' has {len(self.codes):,} labels of {self.rows.sum():,} rows.", "Write it again.")
-
-
-def _labels(contents: Sequence[_Content]) -> tuple[tuple[str, ...] | None, np.ndarray]:
-    """Returns classes and labels of all files; declared names keep their order, to match the classes of a model."""
-    first = contents[0].labels.names
-    if all(content.labels.is_ordered and content.labels.names == first for content in contents):
-        labels = np.concatenate([content.codes for content in contents])
-        return (tuple(first) if labels.min() >= 0 else None), labels
-    starts = np.cumsum([0, *(len(content.labels.names) for content in contents)])
-    codes = [np.where(each.codes < 0, -1, each.codes + start) for each, start in zip(contents, starts, strict=False)]
-    return number_classes([name for content in contents for name in content.labels.names], np.concatenate(codes))
-
-
 def require_pyarrow(reference: str) -> None:
     """Raises UsageError if pyarrow is not installed."""
     try:
@@ -310,18 +258,6 @@ def _bytes_of(strings: pa.Array) -> pa.Array:
     if isinstance(strings, pa.DictionaryArray):
         return pa.DictionaryArray.from_arrays(strings.indices, strings.dictionary.cast(pa.large_binary()))
     return strings.cast(pa.large_binary())
-
-
-def _size_of(stored: str | StreamedParquet) -> int:
-    """Returns the bytes of a file."""
-    if not isinstance(stored, str):
-        return stored.remote.size or 0
-    require_regular(stored)
-    return os.path.getsize(stored)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def open_parquet(files: list[str], request: Request) -> ParquetSource:
