@@ -32,8 +32,9 @@ def load_model(
 
     Called itself, it takes (B, 3, H, W) floats of `model.architecture.image_size`, normalized by
     `model.normalization`, as `model.network` does, whose class follows from the checkpoint: the masked image model of
-    pretraining, a classifier, segmenter or detector. For a checkpoint without a head, the network is the backbone in
-    the finetuning layout, whose output is the pooled features (B, D).
+    pretraining, a classifier, segmenter or detector. The masked image model also takes a mask, (B, N) bool, and returns
+    the logits of the hidden patches, (M, V); without a mask, of all. For a checkpoint without a head, the network is
+    the backbone in the finetuning layout, whose output is the pooled features (B, D).
 
     Args:
         model: A run, a checkpoint, a file or folder of weights, `hf://OWNER/NAME`, `timm/NAME` or `random`.
