@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
+from beitcli.cli.lines_at_end import lines_at_end
 from beitcli.config.mask_preview import MaskPreviewConfig
 
 
@@ -29,28 +31,34 @@ def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
         if not is_picture:
             console.print_whole_result(statistics)
         return
+    _print_previews(config, console, is_picture=is_picture)
+
+
+def _print_previews(config: MaskPreviewConfig, console: CommandConsole, *, is_picture: bool) -> None:
+    """Prints what there is to say of each image, and at the end the sheet that they share."""
     from beitcli.engine.mask_preview import mask_preview
 
-    last = None
-    for preview in mask_preview(config, console.on_event, console.stdin):
-        document = preview.document
-        if is_picture:
-            console.tell_reason(document)
-            if preview.picture is not None:
-                console.picture(preview.picture)
-        elif console.wants_json:
-            console.print_json(document)
-        elif "error" in document:
-            console.print_about(document["path"], [f"error: {document['error']}"])
-        else:
-            console.print_about(document["path"], [_said(document, config)])
-            if config.output is None:
-                console.print_text(
-                    "\n".join("".join("██" if hidden else "··" for hidden in row) for row in document["mask"])
-                )
-            if document["output"] not in (None, last):  # a sheet of several images is told once
-                last = document["output"]
-                console.print_line(last)
+    with lines_at_end(console) as tell_at_end:
+        for preview in mask_preview(config, console.on_event, console.stdin):
+            document = preview.document
+            if is_picture:
+                console.tell_reason(document)
+                if preview.picture is not None:
+                    console.picture(preview.picture)
+            elif console.wants_json:
+                console.print_json(document)
+            elif "error" in document:
+                console.print_about(document["path"], [f"error: {document['error']}"])
+            else:
+                console.print_about(document["path"], [_said(document, config)])
+                if config.output is None:
+                    console.print_text(
+                        "\n".join("".join("██" if hidden else "··" for hidden in row) for row in document["mask"])
+                    )
+                elif Path(document["output"]) == Path(config.output):
+                    tell_at_end(document["output"])
+                else:
+                    console.print_line(document["output"])
 
 
 def _said(document: dict[str, Any], config: MaskPreviewConfig) -> str:
