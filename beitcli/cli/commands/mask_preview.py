@@ -29,7 +29,7 @@ def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
 
         statistics = mask_preview_statistics(config)
         if not is_picture:
-            console.print_whole_result(statistics)
+            _print_statistics(statistics, console)
         return
     _print_previews(config, console, is_picture=is_picture)
 
@@ -59,6 +59,39 @@ def _print_previews(config: MaskPreviewConfig, console: CommandConsole, *, is_pi
                     tell_at_end(document["output"])
                 else:
                     console.print_line(document["output"])
+
+
+def _print_statistics(statistics: dict[str, Any], console: CommandConsole) -> None:
+    if console.wants_json:
+        console.print_whole_result(statistics)
+        return
+    console.print_metrics(_facts(statistics))
+    console.print_line(statistics.get("output") or "-o PICTURE draws them, --json prints every number")
+
+
+def _facts(statistics: dict[str, Any]) -> dict[str, str]:
+    """Returns the statistics without what only a picture shows: each patch, each size of a block."""
+    rows, columns = statistics["grid"]
+    hidden, blocks = statistics["num_masked"], statistics["blocks"]
+    a_patch = [share for row in statistics["position_probability"] for share in row]
+    least, most, mean = min(a_patch), max(a_patch), hidden["mean"] / len(a_patch)
+    facts = {
+        "masks": f"{statistics['masks']:,}",
+        "grid": f"{rows} x {columns} patches",
+        "hidden patches": f"{hidden['min']:,} in each mask",
+        "a patch is hidden in": f"{least:.0%} to {most:.0%} of the masks, {mean:.0%} on average",
+    }
+    if hidden["min"] != hidden["max"]:
+        facts["hidden patches"] = f"{hidden['min']:,} to {hidden['max']:,}, {hidden['mean']:.4g} on average"
+    areas = statistics["histograms"]["block_area"]
+    if number := sum(areas):  # of a generator that places blocks
+        size = sum(area * count for area, count in enumerate(areas)) / number
+        facts["blocks of a mask"] = f"{blocks['mean']:.3g} on average, standard deviation {blocks['sd']:.2g}"
+        facts["patches of a block"] = f"{size:.3g} on average"
+    facts["connected parts"] = f"{blocks['components']:.3g} on average"
+    if blocks["right_neighbour_masked"] is not None:
+        facts["right of a hidden patch"] = f"hidden too in {blocks['right_neighbour_masked']:.0%} of the cases"
+    return facts
 
 
 def _said(document: dict[str, Any], config: MaskPreviewConfig) -> str:
