@@ -74,6 +74,8 @@ def load_tokenizer(
 ) -> Tokenizer:
     """Loads a frozen tokenizer: `encode` maps (B, 3, H, W), uint8 or float in [0, 1], to tokens (B, N) int64.
 
+    It was trained on images of `size` pixels; others have tokens too, one a square of `downsample` pixels.
+
     Args:
         tokenizer: `dall-e`, a folder with OpenAI's files, `hf://OWNER/NAME`, or a run of train_tokenizer or pretrain.
 
