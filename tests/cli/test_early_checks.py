@@ -232,3 +232,17 @@ def test_outputs_of_a_pipe_are_refused_alike_by_the_engine(
     ended = beit("embed", pretrained_run, "-", "-o", "x.npy", "--workers", 0, stdin=b"flat/0.png\n")
     assert ended.code == 2
     assert ended.err.startswith("error: -o 'x.npy': 'x.npy' exists already.")
+
+
+def test_an_image_in_the_place_of_a_model_is_told_early(flat: Path) -> None:
+    save_picture(flat / "photo.jpg", (90, 40, 20), seed=0)
+    said = "'photo.jpg' is a JPEG image."
+    assert_told(
+        [
+            (["inspect", "photo.jpg"], 4, said),
+            (["attn-map", "flat/0.png", "--model", "photo.jpg"], 4, said),
+            (["tokenize", "flat", "--tokenizer", "photo.jpg"], 4, said),
+            (["predict", "flat/0.png", "photo.jpg"], 4, "'flat/0.png' is a PNG image."),
+        ],
+        flat,
+    )
