@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,15 @@ for line in LINES:
 """
 
 
-def assert_told(lines: list[Line], folder: Path) -> None:
-    """Runs command lines in one process that cannot import torch; compares codes and the errors' first lines."""
+def assert_told(lines: list[Line], folder: Path, without: Sequence[str] = ()) -> None:
+    """Runs command lines in one process that cannot import torch; compares codes and the errors' first lines.
+
+    Args:
+        without: Packages that the process has not got either.
+    """
     argvs = [[str(word) for word in line] for line, _, _ in lines]
     program = PROGRAM.replace("LINES", repr(argvs))
+    program = f"import sys\nsys.modules |= dict.fromkeys({list(without)!r})\n{program}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder)
     answers = []
     for part in done.stderr.split("----\n")[1:]:
@@ -246,3 +251,9 @@ def test_an_image_in_the_place_of_a_model_is_told_early(flat: Path) -> None:
         ],
         flat,
     )
+
+
+def test_a_missing_package_of_an_export_is_told_early(flat: Path, pretrained_run: Path) -> None:
+    packages = ["onnx", "onnxruntime", "onnxscript"]
+    said = "--to onnx needs onnx, onnxruntime and onnxscript, which are not installed."
+    assert_told([(["export", pretrained_run, "--to", "onnx", "-o", "new"], 2, said)], flat, packages)
