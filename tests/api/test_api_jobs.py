@@ -125,10 +125,10 @@ def _config(kind: Any, **settings: Any) -> Any:
     [
         (lambda: beitcli.pretrain("sample", stpes=3), "pretrain has no setting 'stpes'.", "Did you mean 'steps'?"),
         (lambda: beitcli.pretrain("sample", steps=3, epochs=1.0), "exclude one another", "Give one of them."),
-        (lambda: beitcli.pretrain(), "DATA is missing.", "Write: beit pretrain DATA"),
-        (lambda: beitcli.finetune("sample"), "--init is missing.", "Where to start."),
+        (lambda: beitcli.pretrain(), "DATA is missing.", "Write `beit pretrain DATA...`"),
+        (lambda: beitcli.finetune("sample"), "--init is missing.", "(--init, where to start."),
         (lambda: beitcli.tokenize([], tokenizer="dall-e"), "inputs is empty.", "'-'"),
-        (lambda: beitcli.predict("runs/a"), "INPUT is missing.", "Images"),
+        (lambda: beitcli.predict("runs/a"), "INPUT is missing.", "(INPUT, images: a folder"),
         (
             lambda: beitcli.pretrain("sample", gpus=2),
             "gpus is 2, and a call from Python starts no processes.",
