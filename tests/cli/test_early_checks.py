@@ -149,7 +149,7 @@ def test_outputs_that_cannot_be_written_are_told_early(
     flat: Path, finetuned_run: Path, pretrained_run: Path, tokenizer_run: Path
 ) -> None:
     def there(name: str, option: str = "-o") -> str:
-        return f"{option} '{name}': '{name}' exists already."
+        return f"{option} '{name}' exists already."
 
     no_folder = "Output folder 'x.png' cannot be made: File exists."
     model, tokenizer = ["--model", pretrained_run], ["--tokenizer", tokenizer_run]
@@ -224,7 +224,7 @@ def test_lists_without_a_file_are_told_early(flat: Path, finetuned_run: Path, pr
             "'many.tsv' is read as a list of 2,000 paths, of which none of 1,0",
         ),
         (["embed", pretrained_run, "table.csv"], 3, "'table.csv' is read as a table of 1 path, 'no.png', which is not"),
-        (["embed", pretrained_run, "good.txt", "-o", "x.npy"], 2, "-o 'x.npy': 'x.npy' exists already."),
+        (["embed", pretrained_run, "good.txt", "-o", "x.npy"], 2, "-o 'x.npy' exists already."),
     ]
     assert_told(lines, flat)
 
@@ -236,7 +236,7 @@ def test_outputs_of_a_pipe_are_refused_alike_by_the_engine(
     monkeypatch.chdir(flat)
     ended = beit("embed", pretrained_run, "-", "-o", "x.npy", "--workers", 0, stdin=b"flat/0.png\n")
     assert ended.code == 2
-    assert ended.err.startswith("error: -o 'x.npy': 'x.npy' exists already.")
+    assert ended.err.startswith("error: -o 'x.npy' exists already.")
 
 
 def test_an_image_in_the_place_of_a_model_is_told_early(flat: Path) -> None:
