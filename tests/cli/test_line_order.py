@@ -53,3 +53,15 @@ def test_the_page_of_doctor_is_named_below_its_table(picture: Callable, tmp_path
     code, lines = shown_by("doctor", tmp_path / "photos", "-o", out, "--workers", 0, "--overwrite")
     page, error = (next(k for k, line in enumerate(lines) if word in line) for word in ("Page: ", "error: 1 unread"))
     assert (code, page + 1) == (3, error)
+
+
+def test_each_of_several_models_is_told_in_a_line_that_needs_none_below(
+    labelled_folder: Path, finetuned_run: Path
+) -> None:
+    """The bar of a model is gone when it is measured."""
+    code, lines = shown_by("eval", finetuned_run, finetuned_run, labelled_folder, "--workers", 0, "--device", "cpu")
+    assert code == 0
+    assert [line for line in lines if line.endswith(":")] == []
+    text = "".join(lines)
+    assert f"Model 1 of 2: {finetuned_run}" in text
+    assert f"Model 2 of 2: {finetuned_run}" in text
