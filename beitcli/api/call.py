@@ -106,7 +106,7 @@ def hints_as_notes() -> Iterator[None]:
     try:
         yield
     except BeitError as error:
-        if error.hint:
+        if error.hint and error.hint not in getattr(error, "__notes__", ()):  # by an inner call
             error.add_note(error.hint)
         raise
 

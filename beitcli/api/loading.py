@@ -32,8 +32,9 @@ def load_model(
 
     Called itself, it takes (B, 3, H, W) floats of `model.architecture.image_size`, normalized by
     `model.normalization`, as `model.network` does, whose class follows from the checkpoint: the masked image model of
-    pretraining, a classifier, segmenter or detector. For a checkpoint without a head, the network is the backbone in
-    the finetuning layout, whose output is the pooled features (B, D).
+    pretraining, a classifier, segmenter or detector. The masked image model also takes a mask, (B, N) bool, and returns
+    the logits of the hidden patches, (M, V); without a mask, of all. For a checkpoint without a head, the network is
+    the backbone in the finetuning layout, whose output is the pooled features (B, D).
 
     Args:
         model: A run, a checkpoint, a file or folder of weights, `hf://OWNER/NAME`, `timm/NAME` or `random`.
@@ -72,6 +73,8 @@ def load_tokenizer(
     tokenizer: Reference, *, device: str | torch.device = "cpu", progress: bool = True, on_event: OnEvent | None = None
 ) -> Tokenizer:
     """Loads a frozen tokenizer: `encode` maps (B, 3, H, W), uint8 or float in [0, 1], to tokens (B, N) int64.
+
+    It was trained on images of `size` pixels; others have tokens too, one a square of `downsample` pixels.
 
     Args:
         tokenizer: `dall-e`, a folder with OpenAI's files, `hf://OWNER/NAME`, or a run of train_tokenizer or pretrain.

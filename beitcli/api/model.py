@@ -48,7 +48,10 @@ class Model:
         self._checkpoint, self._compute = checkpoint, compute
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """Calls the network: (B, 3, H, W) floats of `architecture.image_size`, normalized by `normalization`."""
+        """Calls the network: (B, 3, H, W) floats of `architecture.image_size`, normalized by `normalization`.
+
+        A pretrained model takes a `mask` besides, (B, N) bool, True where a patch is hidden; without one nothing is.
+        """
         return self.network(*arguments, **named)
 
     def __getattr__(self, name: str) -> Any:

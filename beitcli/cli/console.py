@@ -64,6 +64,7 @@ class CommandConsole:
         self._notice = StartNotice()
         self._has_told = False  # that there is no terminal to draw in
         self._told: set[str] = set()  # notes that are not repeated
+        self._written: list[str] = []  # notes of files, for after the results
 
     @property
     def console(self) -> Console:
@@ -297,6 +298,8 @@ class CommandConsole:
             self._draw(event.panels, event.legend)
         elif isinstance(event, events.Warned):
             self._say(f"warning: {event.message}", "yellow")
+        elif isinstance(event, events.Written):
+            self._written.append(event.message)
         elif isinstance(event, events.Note) and not (event.once and self._has_been_told(event.message)):
             self._say(event.message, "dim")
 
@@ -350,10 +353,16 @@ class CommandConsole:
     def close(self) -> None:
         self._notice.withdraw()
         self._end_bar()
+        self._tell_written()
+
+    def _tell_written(self) -> None:
+        while self._written:
+            self._say(self._written.pop(0), "dim")
 
     def print_error(self, error: BaseException) -> None:
         """Prints an error and its hint on stderr."""
         self._end_bar()
+        self._tell_written()
         if self.debug:
             import traceback
 

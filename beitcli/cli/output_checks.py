@@ -68,8 +68,9 @@ def _features(config: Any, opened: OpenedInputs, inputs: ProtectedInputs) -> Non
 
 
 def _exported(config: Any, opened: OpenedInputs, inputs: ProtectedInputs) -> None:
-    from beitcli.engine.io.export_target import require_free_target
+    from beitcli.engine.io.export_target import require_free_target, require_packages
 
+    require_packages(config)
     require_free_target(config)
 
 

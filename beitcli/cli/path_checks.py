@@ -18,7 +18,7 @@ from beitcli.cli.model_checks import check_models, model_words
 from beitcli.config.data_formats import is_data_word
 from beitcli.config.fields import settings_of
 from beitcli.config.nearest import suggestion
-from beitcli.errors import BeitError, UsageError
+from beitcli.errors import BeitError, StorageError, UsageError
 from beitcli.tokenizers.pretrained import words
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def _check_names(config: Any) -> None:
             named[kind] += [value] if isinstance(value, str) else value
     if not (config.command == "finetune" and config.resume):  # a resumed run needs no --init
         _require_model(config, named)
+        if config.command != "eval":  # whose MODELs may be DATA
+            _refuse_images(named["model"])
     _require_format(config)
     if config.command == "attn-map" and config.model is None:
         from beitcli.engine.newest_run import newest_run
@@ -151,6 +153,17 @@ def _require(references: Iterable[str], look: Callable[[str], object]) -> None:
         if remote or several or reference in reserved or os.path.exists(reference) or is_data_word(reference):
             continue
         look(reference)
+
+
+def _refuse_images(models: Iterable[str]) -> None:
+    """Raises StorageError, as the reader of weights does, for an image in the place of a model."""
+    for reference in filter(os.path.isfile, models):
+        from beitcli.runtime.weight_files.file_sniffing import HEAD_BYTES, sniff_magic
+
+        with suppress(OSError), open(reference, "rb") as file:
+            known = sniff_magic(file.read(HEAD_BYTES))
+            if known is not None and known[0].endswith(" image"):
+                raise StorageError(f"'{reference}' {known[0]}.", known[1])
 
 
 def _look_for_model(reference: str) -> None:

@@ -23,6 +23,7 @@ def _inputs_help() -> str:
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig(ModelInputs, Launched):
     command: ClassVar[str] = "embed"
+    unused_without: ClassVar[dict[str, tuple[str, ...]]] = {"query": ("preview",)}
     model: str = option("", f"{MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL")
     inputs: tuple[str, ...] = option((), _inputs_help, argument=True, required=True, panel="Data", metavar="INPUT")
     layer: int = option(
@@ -61,6 +62,9 @@ class EmbedConfig(ModelInputs, Launched):
         None, "Show the images that are nearest to this one, by cosine.", panel="Neighbours", metavar="IMAGE"
     )
     k: int = option(10, "How many neighbours.", panel="Neighbours", ge=1)
+    preview: bool = option(
+        False, "Draw the image of --query and its neighbours in the terminal, on stderr.", panel="Neighbours"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

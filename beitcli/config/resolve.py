@@ -232,8 +232,13 @@ def _require_all(command: str, settings: Mapping[str, Setting], values: Mapping[
             taken = ", ".join(f"{flag} is taken as '{value}'" for flag, value in single.items() if value)
             raise UsageError(
                 f"{taken}, and {setting.flag} is missing." if taken else f"{setting.flag} is missing.",
-                f"Write: {_usage(command, settings)} ({setting.flag}: {setting.help.rstrip('.')}).",
+                f"Write `{_usage(command, settings)}` ({setting.flag}, {_within(setting.help)}).",
             )
+
+
+def _within(help: str) -> str:
+    """Returns a help text as a part of a sentence."""
+    return (help[:1].lower() + help[1:] if help[1:2].islower() else help).rstrip(".")
 
 
 def _usage(command: str, settings: Mapping[str, Setting]) -> str:

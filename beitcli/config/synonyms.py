@@ -1,7 +1,8 @@
 """What options and commands are called elsewhere: in other commands of this program, timm, the release's scripts, git.
 
-A word that is no option is answered with the option of the command that does the same. One that means what the command
-does not have is answered with nothing: the nearest spelling would be of something else.
+A word that is no command is answered with the command line that does the same, and one that is no option with the
+option. One that means what the command does not have is answered with nothing: the nearest spelling would be of
+something else.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {  # word -> options that may be meant; th
     "--verbose": ("--debug",),
     "--silent": ("--quiet",),
 }
+_NEAREST = "beit embed --query"
 COMMANDS: dict[str, str] = {  # word -> the command line that does it
     "completion": "beit --install-completion",
     "completions": "beit --install-completion",
@@ -89,12 +91,37 @@ COMMANDS: dict[str, str] = {  # word -> the command line that does it
     "test": "beit eval",
     "evaluate": "beit eval",
     "infer": "beit predict",
+    "validate": "beit eval",
+    "probe": "beit eval",
+    "knn": "beit eval",
+    "classify": "beit predict",
+    "segment": "beit predict",
+    "detect": "beit predict",
     "features": "beit embed",
+    "extract": "beit embed",
+    "nearest": _NEAREST,
+    "neighbours": _NEAREST,
+    "neighbors": _NEAREST,
+    "search": _NEAREST,
+    "similar": _NEAREST,
+    "query": _NEAREST,
+    "retrieve": _NEAREST,
+    "encode": "beit tokenize",
+    "decode": "beit tokenize --decode",
     "mask": "beit mask-preview",
+    "masks": "beit mask-preview",
+    "reconstruct": "beit mask-preview",
     "attention": "beit attn-map",
+    "attention-map": "beit attn-map",
+    "attn": "beit attn-map",
+    "visualize": "beit attn-map",
+    "visualise": "beit attn-map",
     "convert": "beit export",
     "info": "beit inspect",
     "check": "beit doctor",
+    "duplicates": "beit doctor",
+    "list": "beit runs",
+    "status": "beit runs",
 }
 
 

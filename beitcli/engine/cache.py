@@ -27,6 +27,7 @@ from beitcli.config.cache import CacheConfig
 from beitcli.data.caches.feature_note import ABOUT, features_of
 from beitcli.data.sources.index_note import index_of
 from beitcli.errors import StorageError
+from beitcli.runtime.compute.arithmetic_note import arithmetic_of
 from beitcli.runtime.storage.cache_folder import cache_folder
 from beitcli.runtime.storage.own_files import remove_entry
 
@@ -48,6 +49,7 @@ _OWN = {  # names of what this program writes there: a folder of that name may b
     "listings": r".+--.+\.json",
     "arithmetic": r"[0-9a-f]{32}\.json",
 }
+_OF = {"features": features_of, "indexes": index_of, "arithmetic": arithmetic_of}
 _JUST_CHANGED = 60.0  # seconds
 
 
@@ -60,8 +62,8 @@ class Entry:
         bytes: Size of its files.
         used: Last time that a file of it was written or read, in seconds since 1970; a note that `list` itself reads
             counts as written alone.
-        of: Of features: the model and the images that they are of; of an index: the folder, tar or remote file. Empty
-            where that is not known.
+        of: Of features: the model and the images that they are of; of an index: the folder, tar or remote file; of a
+            measurement of the processor: the model's shape and the threads. Empty where that is not known.
     """
 
     kind: str
@@ -183,7 +185,7 @@ def _entries(folder: Path) -> Iterator[Entry]:
                 size += status.st_size
                 read = status.st_atime if kind != "features" or file.name != ABOUT else 0.0
                 used = max(used, status.st_mtime, read)
-            of = features_of(path) if kind == "features" else index_of(path) if kind == "indexes" else ""
+            of = _OF[kind](path) if kind in _OF else ""
             yield Entry(kind, f"{name}/{path.name}", str(path), size, used, of)
 
 

@@ -77,8 +77,8 @@ def compare(config: EvalConfig, on_event: OnEvent = ignore) -> Comparison:
         return Comparison([evaluate(config, on_event)], None)
     reports: list[Any] = []
     failures: list[BeitError] = []
-    for model in models:
-        on_event(Note(f"{model}:"))
+    for number, model in enumerate(models, start=1):
+        on_event(Note(f"Model {number} of {len(models)}: {model}"))
         try:
             reports.append(evaluate(replace(config, model=model, data=data), on_event))
         except (Stopped, DistributedError):

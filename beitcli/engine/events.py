@@ -28,6 +28,11 @@ class Note(Event):
 
 
 @dataclass(frozen=True)
+class Written(Note):
+    """A note of a file that was written before there are results; to be shown after these."""
+
+
+@dataclass(frozen=True)
 class Warned(Event):
     """A warning of one line; the job continues."""
 

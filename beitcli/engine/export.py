@@ -19,10 +19,10 @@ from beitcli.config.inspect_export import ExportConfig
 from beitcli.engine.events import OnEvent, Warned, downloads, ignore, warn
 from beitcli.engine.export_card import export_card
 from beitcli.engine.export_check import compare, network_of
-from beitcli.engine.io.export_target import is_one_file, refuse_kind, require_free_target, taken
+from beitcli.engine.io.export_target import is_one_file, refuse_kind, require_free_target, require_packages, taken
 from beitcli.engine.io.outputs import require_writable_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
-from beitcli.engine.onnx_export import MODEL_FILE, WEIGHTS_FILE, fits_one_file, require_onnx, write_onnx
+from beitcli.engine.onnx_export import MODEL_FILE, WEIGHTS_FILE, fits_one_file, write_onnx
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.export_formats import (
     HF_CLASSES,
@@ -87,8 +87,7 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
         StorageError: The model cannot be opened, the result cannot be written, or its outputs differ.
     """
     target, as_file = Path(config.output).resolve(), is_one_file(config)
-    if config.to == "onnx":
-        require_onnx()
+    require_packages(config)
     require_free_target(config)
     checkpoint = open_pretrained(config.model, downloads(on_event))
     warn(checkpoint.warnings, on_event)

@@ -19,7 +19,7 @@ from beitcli.config.embed import EmbedConfig
 from beitcli.data.decode import decode_rgb
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.files import read_file
-from beitcli.engine.events import OnEvent, Progress
+from beitcli.engine.events import Drawn, OnEvent, Progress
 from beitcli.engine.io.feature_files import require_writable_features
 from beitcli.engine.io.features.formats import is_feature_file, read_features
 from beitcli.engine.io.features.stored import FeatureKind, StoredFeatures
@@ -29,7 +29,8 @@ from beitcli.engine.io.outputs import OutputFile
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.probing.feature_extraction import FeatureExtractor
 from beitcli.errors import BadImage, DataError, UsageError
-from beitcli.pictures.contact_sheet import contact_sheet
+from beitcli.pictures.canvas import Panel
+from beitcli.pictures.contact_sheet import contact_sheet, square_cell
 
 _SIMILARITY_DIGITS = 6
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -102,8 +103,8 @@ def neighbours(
         found, bad = _among_images(config, extractor, source, query, query_source.path(0), on_event)
         path_of, picture_of = source.path, source.image
     if world.is_rank_zero:
-        if config.output != "-":
-            _write_sheet(config, query_source, found, path_of, picture_of)
+        if config.output != "-" or config.preview:
+            _show(config, query_source, found, path_of, picture_of, on_event)
         yield {
             "query": query_source.path(0),
             "neighbours": [
@@ -174,20 +175,29 @@ def _is_query(query_path: str, path: str) -> bool:
         return False
 
 
-def _write_sheet(
+def _show(
     config: EmbedConfig,
     query_source: Source,
     found: Found,
     path_of: Callable[[int], str],
     picture_of: Callable[[int], Image.Image | None],
+    on_event: OnEvent,
 ) -> None:
-    pictures = [picture_of(row) for row in found.rows.tolist()]
+    """Shows the query and its neighbours: in the terminal for `--preview`, as a contact sheet for `-o`."""
+    pictures = [query_source.image(0), *(picture_of(row) for row in found.rows.tolist())]
     captions = [
         f"{similarity:.3f}  {os.path.basename(path_of(row))}"
         for similarity, row in zip(found.similarities.tolist(), found.rows.tolist(), strict=True)
     ]
     name = os.path.basename(query_source.path(0))
-    sheet = contact_sheet([query_source.image(0), *pictures], [f"query  {name}", *captions])
+    captions.insert(0, f"query  {name}")
+    if config.preview:
+        on_event(Drawn([Panel(square_cell(each), text) for each, text in zip(pictures, captions, strict=True)]))
+    if config.output != "-":
+        _write_sheet(config, contact_sheet(pictures, captions))
+
+
+def _write_sheet(config: EmbedConfig, sheet: Image.Image) -> None:
     how = _FORMATS[Path(config.output).suffix.lower()]
     if not is_stream(Path(config.output)):
         make_folder(Path(os.path.realpath(config.output)).parent)

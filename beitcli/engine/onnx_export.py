@@ -11,7 +11,6 @@ names and preprocessing (timm's names) are in the file's own metadata.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,28 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from beitcli.errors import UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
-from beitcli.runtime.extras import install_line
 from beitcli.runtime.storage.safe_json import dump_json, parse_json
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"  # beside a model of more bytes than one file can hold
-_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _INPUT = "pixel_values"
 _LARGEST = 2**31 - 2**24  # bytes of weights in one file: a protobuf message ends at 2 GiB
 _PREPROCESSING = "preprocessing"
-
-
-def require_onnx() -> None:
-    """Raises UsageError if a package of the extra is not installed."""
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        are = "are" if len(missing) > 1 else "is"
-        raise UsageError(
-            f"--to onnx needs {' and '.join(missing)}, which {are} not installed.",
-            f"Install it: {install_line('onnx')}",
-        )
 
 
 class _Features(nn.Module):

@@ -25,13 +25,14 @@ def contact_sheet(
         side: Of a cell, in pixels.
         columns: Default as many as rows, about.
     """
-    cells = [_cell(image, side) for image in images]
+    cells = [square_cell(image, side) for image in images]
     frame = ImageDraw.Draw(cells[0])
     frame.rectangle((0, 0, side - 1, side - 1), outline=_FRAME, width=_FRAME_WIDTH)
     return grid_of(cells, columns or math.ceil(math.sqrt(len(cells))), captions=captions)
 
 
-def _cell(image: Image.Image | None, side: int) -> Image.Image:
+def square_cell(image: Image.Image | None, side: int = 224) -> Image.Image:
+    """Returns a square with the whole image in its middle; one that says so where there is no image."""
     cell = Image.new("RGB", (side, side), _EMPTY)
     if image is None:
         font = font_of(side / 14)

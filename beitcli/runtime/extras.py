@@ -6,6 +6,8 @@ too, and never fetches a project of the same name.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from beitcli.escaping import shell_line
 
 EXTRAS = {
@@ -19,6 +21,11 @@ EXTRAS = {
 }
 
 
-def install_line(extra: str) -> str:
-    """Returns the command that installs the libraries of an extra, such as `pip install 'pyarrow>=17'`."""
-    return shell_line(["pip", "install", *EXTRAS[extra]])
+def install_line(extra: str, names: Collection[str] = ()) -> str:
+    """Returns the command that installs the libraries of an extra, such as `pip install 'pyarrow>=17'`.
+
+    Args:
+        names: Those of them that are missing; empty for all.
+    """
+    missing = [each for each in EXTRAS[extra] if not names or each.partition(">")[0] in names]
+    return shell_line(["pip", "install", *missing])

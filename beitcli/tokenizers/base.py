@@ -143,6 +143,11 @@ class Tokenizer:
         return self.model.vocab_size
 
     @property
+    def downsample(self) -> int:
+        """Pixels per token along each side."""
+        return self.model.downsample
+
+    @property
     def can_decode(self) -> bool:
         return self.model.can_decode
 
@@ -166,7 +171,10 @@ class Tokenizer:
         return size // factor, size // factor
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Maps uint8 or [0, 1] float images (B, 3, H, W) to tokens (B, N) int64."""
+        """Maps uint8 or [0, 1] float images (B, 3, H, W) to tokens (B, N) int64, N = H W / downsample^2.
+
+        Images need not be of `size`.
+        """
         return self.model.encode(self.model.preprocess(images))
 
     def encode_batch_invariant(self, images: torch.Tensor) -> torch.Tensor:

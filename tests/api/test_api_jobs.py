@@ -12,6 +12,7 @@ import pytest
 import beitcli
 from beitcli.config.resolve import resolve
 from beitcli.engine.events import Event, Progress, Warned
+from tests.documents.reading import ROOT
 
 QUICK = {"device": "cpu", "workers": 0, "steps": 2, "batch_size": 4, "log_every": 1}
 SMALL = QUICK | {"recipe": "tiny", "image_size": 32, "num_masked": 6}
@@ -124,10 +125,10 @@ def _config(kind: Any, **settings: Any) -> Any:
     [
         (lambda: beitcli.pretrain("sample", stpes=3), "pretrain has no setting 'stpes'.", "Did you mean 'steps'?"),
         (lambda: beitcli.pretrain("sample", steps=3, epochs=1.0), "exclude one another", "Give one of them."),
-        (lambda: beitcli.pretrain(), "DATA is missing.", "Write: beit pretrain DATA"),
-        (lambda: beitcli.finetune("sample"), "--init is missing.", "Where to start."),
+        (lambda: beitcli.pretrain(), "DATA is missing.", "Write `beit pretrain DATA...`"),
+        (lambda: beitcli.finetune("sample"), "--init is missing.", "(--init, where to start."),
         (lambda: beitcli.tokenize([], tokenizer="dall-e"), "inputs is empty.", "'-'"),
-        (lambda: beitcli.predict("runs/a"), "INPUT is missing.", "Images"),
+        (lambda: beitcli.predict("runs/a"), "INPUT is missing.", "(INPUT, images: a folder"),
         (
             lambda: beitcli.pretrain("sample", gpus=2),
             "gpus is 2, and a call from Python starts no processes.",
@@ -165,3 +166,19 @@ def test_an_unreadable_image_ends_predict_with_its_error_and_hint(finetuned_run:
     with pytest.raises(beitcli.DataError) as raised:
         next(documents)
     assert raised.value.__notes__ == [raised.value.hint]
+
+
+def test_a_misspelt_setting_has_the_nearest_one_as_its_hint() -> None:
+    """In the words of docs/python.md."""
+    with pytest.raises(beitcli.UsageError) as raised:
+        beitcli.pretrain("sample", stepz=100)
+    text = (ROOT / "docs/python.md").read_text()
+    assert f"`{raised.value}`, `{raised.value.hint}`" in text
+    assert raised.value.hint == "Did you mean 'steps'?"
+
+
+def test_the_hint_of_a_method_is_a_note_once(pretrained_run: Path) -> None:
+    model = beitcli.load_model(pretrained_run, progress=False)
+    with pytest.raises(beitcli.UsageError) as raised:
+        model.embed("photo.jpg", pool="max")  # type: ignore[arg-type]
+    assert raised.value.__notes__ == ["One of: mean, cls, cls+mean, none."]

@@ -78,6 +78,17 @@ def test_load_tokenizer_turns_images_into_tokens(pretrained_run: Path, tokenizer
     assert torch.equal(beitcli.load_tokenizer(pretrained_run, progress=False).encode(images), tokens)
 
 
+def test_a_tokenizer_says_the_size_it_was_trained_on_and_takes_others(pretrained_run: Path) -> None:
+    tokenizer = beitcli.load_tokenizer(pretrained_run, progress=False)
+    assert (tokenizer.size, tokenizer.downsample) == (16, 4)
+    assert tokenizer.encode(torch.zeros(1, 3, 16, 16)).shape == (1, 4 * 4)
+    assert tokenizer.encode(torch.zeros(1, 3, 32, 24)).shape == (1, 8 * 6)
+    model = beitcli.load_model(pretrained_run, progress=False)
+    height, width = (patches * tokenizer.downsample for patches in model.architecture.grid)
+    tokens = tokenizer.encode(torch.zeros(2, 3, height, width))
+    assert tokens.numel() == len(model(torch.zeros(2, 3, *model.architecture.image_size)))
+
+
 def test_a_tokenizer_is_no_model(tokenizer_run: Path) -> None:
     with pytest.raises(beitcli.StorageError, match="is a tokenizer") as raised:
         beitcli.load_model(tokenizer_run)

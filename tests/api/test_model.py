@@ -113,6 +113,32 @@ def test_model_is_called_and_asked_as_its_network(classifier: beitcli.Model) -> 
         classifier.no_such_thing  # noqa: B018
 
 
+def test_a_pretrained_model_is_called_with_and_without_a_mask(pretrained: beitcli.Model) -> None:
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    every = pretrained(images)
+    assert every.shape == (2 * 16, 16)  # 4 x 4 patches, 16 codes
+    shown = pretrained.network.hidden_features(images, torch.zeros(2, 16, dtype=torch.bool))
+    assert torch.equal(every, pretrained.network.token_head(shown.flatten(0, 1)))
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[0, 3] = mask[1, 5:7] = True
+    assert pretrained(images, mask).shape == (3, 16)
+    assert not torch.equal(pretrained(images, mask), every[mask.flatten()])  # the mask token is in their places
+
+
+def test_what_the_networks_return_is_as_the_page_says(
+    beit: Callable, pretrained: beitcli.Model, classifier: beitcli.Model, scenes: Path, tmp_path: Path
+) -> None:
+    images = torch.zeros(2, 3, 32, 32)
+    assert classifier(images).shape == (2, 3)
+    assert beitcli.load_model(f"{pretrained.reference}@random", progress=False)(images).shape == (2, 128)
+    recipe = ["--recipe", "tiny-segment", "--classes", scenes / "names.txt", "--ignore-index", IGNORE]
+    small = ["--init", "random", "--size", 32, "--steps", 1, "--batch-size", 2, "--workers", 0, "--device", "cpu"]
+    beit("finetune", scenes, *recipe, *small, "--out", tmp_path / "segmenter")
+    (logits,) = beitcli.load_model(tmp_path / "segmenter", progress=False)(images)
+    assert logits.shape[:2] == (2, 3)
+    assert logits.ndim == 4
+
+
 def test_images_of_other_modes_are_converted_as_files_are(pretrained: beitcli.Model, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     gray = Image.fromarray(rng.integers(0, 256, (40, 36), dtype=np.uint8))

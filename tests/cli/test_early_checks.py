@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,15 @@ for line in LINES:
 """
 
 
-def assert_told(lines: list[Line], folder: Path) -> None:
-    """Runs command lines in one process that cannot import torch; compares codes and the errors' first lines."""
+def assert_told(lines: list[Line], folder: Path, without: Sequence[str] = ()) -> None:
+    """Runs command lines in one process that cannot import torch; compares codes and the errors' first lines.
+
+    Args:
+        without: Packages that the process has not got either.
+    """
     argvs = [[str(word) for word in line] for line, _, _ in lines]
     program = PROGRAM.replace("LINES", repr(argvs))
+    program = f"import sys\nsys.modules |= dict.fromkeys({list(without)!r})\n{program}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder)
     answers = []
     for part in done.stderr.split("----\n")[1:]:
@@ -144,7 +149,7 @@ def test_outputs_that_cannot_be_written_are_told_early(
     flat: Path, finetuned_run: Path, pretrained_run: Path, tokenizer_run: Path
 ) -> None:
     def there(name: str, option: str = "-o") -> str:
-        return f"{option} '{name}': '{name}' exists already."
+        return f"{option} '{name}' exists already."
 
     no_folder = "Output folder 'x.png' cannot be made: File exists."
     model, tokenizer = ["--model", pretrained_run], ["--tokenizer", tokenizer_run]
@@ -219,7 +224,7 @@ def test_lists_without_a_file_are_told_early(flat: Path, finetuned_run: Path, pr
             "'many.tsv' is read as a list of 2,000 paths, of which none of 1,0",
         ),
         (["embed", pretrained_run, "table.csv"], 3, "'table.csv' is read as a table of 1 path, 'no.png', which is not"),
-        (["embed", pretrained_run, "good.txt", "-o", "x.npy"], 2, "-o 'x.npy': 'x.npy' exists already."),
+        (["embed", pretrained_run, "good.txt", "-o", "x.npy"], 2, "-o 'x.npy' exists already."),
     ]
     assert_told(lines, flat)
 
@@ -231,4 +236,24 @@ def test_outputs_of_a_pipe_are_refused_alike_by_the_engine(
     monkeypatch.chdir(flat)
     ended = beit("embed", pretrained_run, "-", "-o", "x.npy", "--workers", 0, stdin=b"flat/0.png\n")
     assert ended.code == 2
-    assert ended.err.startswith("error: -o 'x.npy': 'x.npy' exists already.")
+    assert ended.err.startswith("error: -o 'x.npy' exists already.")
+
+
+def test_an_image_in_the_place_of_a_model_is_told_early(flat: Path) -> None:
+    save_picture(flat / "photo.jpg", (90, 40, 20), seed=0)
+    said = "'photo.jpg' is a JPEG image."
+    assert_told(
+        [
+            (["inspect", "photo.jpg"], 4, said),
+            (["attn-map", "flat/0.png", "--model", "photo.jpg"], 4, said),
+            (["tokenize", "flat", "--tokenizer", "photo.jpg"], 4, said),
+            (["predict", "flat/0.png", "photo.jpg"], 4, "'flat/0.png' is a PNG image."),
+        ],
+        flat,
+    )
+
+
+def test_a_missing_package_of_an_export_is_told_early(flat: Path, pretrained_run: Path) -> None:
+    packages = ["onnx", "onnxruntime", "onnxscript"]
+    said = "--to onnx needs onnx, onnxruntime and onnxscript, which are not installed."
+    assert_told([(["export", pretrained_run, "--to", "onnx", "-o", "new"], 2, said)], flat, packages)

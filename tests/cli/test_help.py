@@ -500,8 +500,9 @@ def test_every_synonym_leads_to_an_option_and_hides_none_of_its_command() -> Non
         assert not meant or reached - {None}, f"{word} helps nowhere"
     for word, line in synonyms.COMMANDS.items():
         assert word not in by_command
-        name = line.removeprefix("beit ")
+        name, *flags = line.removeprefix("beit ").split()
         assert name in by_command or name in {flag.split(", ")[-1] for flag, *_ in OWN_OPTIONS}
+        assert set(flags) <= by_command.get(name, set()), line
 
 
 @pytest.mark.parametrize(
@@ -520,6 +521,15 @@ def test_every_synonym_leads_to_an_option_and_hides_none_of_its_command() -> Non
         (["mask-preview", "photo.jpg", "--run", "x"], "'--model'"),
         (["completion"], "`beit --install-completion`"),
         (["train", "photos"], "`beit pretrain`"),
+        (["test", "run", "photos"], "`beit eval`"),
+        (["infer", "run", "photo.jpg"], "`beit predict`"),
+        (["nearest", "run", "photos"], "`beit embed --query`"),
+        (["search", "run", "photos"], "`beit embed --query`"),
+        (["neighbours", "run"], "`beit embed --query`"),
+        (["features", "run", "photos"], "`beit embed`"),
+        (["visualize", "photo.jpg"], "`beit attn-map`"),
+        (["attention", "photo.jpg"], "`beit attn-map`"),
+        (["mask", "photo.jpg"], "`beit mask-preview`"),
     ],
     ids=str,
 )

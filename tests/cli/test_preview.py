@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from beitcli.cli.app import main
+from beitcli.cli.command_table import COMMANDS
+from beitcli.config.fields import settings_of
 from beitcli.pictures.attention import percent
 from tests.cli.test_contract import at_terminal
 from tests.conftest import Ended
+from tests.documents.reading import ROOT
 
 
 @pytest.mark.parametrize(
@@ -83,3 +86,35 @@ def test_attention_is_drawn_beside_the_image_with_its_points(
     assert f"at most {percent(largest)}" in " ".join(plain.split())
     blocks = [line for line in plain.splitlines() if "▀" in line or "▄" in line]
     assert max(line.count("▀") + line.count("▄") for line in blocks) > 3 * 24 - 6  # three panels side by side
+
+
+def test_neighbours_are_drawn_beside_the_query(
+    picture: Callable, tmp_path: Path, labelled_folder: Path, pretrained_run: Path
+) -> None:
+    image, out = str(picture("a.png")), tmp_path / "out.jsonl"
+    words = ["embed", str(pretrained_run), str(labelled_folder), "--query", image, "--k", "2", "--preview"]
+    descriptor = os.open(out, os.O_WRONLY | os.O_CREAT)
+    code, said = at_terminal(lambda: main([*words, "--workers", "0"]), stdout=descriptor, COLORTERM="truecolor")
+    os.close(descriptor)
+    document = json.loads(out.read_text())
+    assert (code, len(document["neighbours"]), document["output"]) == (0, 2, None)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said)
+    assert "query  a.png" in plain
+    for each in document["neighbours"]:
+        assert f"{each['similarity']:.3f}  {os.path.basename(each['path'])}" in plain
+    blocks = [line for line in plain.splitlines() if "▀" in line or "▄" in line]
+    assert max(line.count("▀") + line.count("▄") for line in blocks) > 3 * 24 - 6  # three panels side by side
+
+
+def test_every_command_that_draws_has_preview() -> None:
+    """docs/attention.md names them."""
+    drawing = {command.name for command in COMMANDS if "preview" in settings_of(command.config)}
+    text = (ROOT / "docs/attention.md").read_text()
+    (told,) = re.findall(r"`--preview` \(here, and of ([^)]+)\)", text)
+    assert {name.split()[0] for name in re.findall(r"`([^`]+)`", told)} | {"attn-map"} == drawing
+
+
+def test_preview_of_features_needs_a_query(picture: Callable, beit: Callable[..., Ended]) -> None:
+    ended = beit("embed", "random", picture("a.png"), "--preview")
+    assert ended.code == 2
+    assert "--preview has no effect without --query. Leave it out." in " ".join(ended.err.split())

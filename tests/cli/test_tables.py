@@ -15,7 +15,8 @@ from beitcli.cli.console import CommandConsole
 from beitcli.cli.tables import comparison_table, facts_table, in_words, rows_table
 from beitcli.engine.events import Note, Warned, openings
 from beitcli.runtime.metric_text import epochs_text
-from tests.cli.test_contract import at_terminal
+from tests.cli.test_contract import at_terminal, screen
+from tests.conftest import Ended
 
 
 def shown(table: object, **how: object) -> list[str]:
@@ -212,3 +213,29 @@ def test_what_is_not_read_of_data_is_told_once_and_everything_else_each_time(
         console.on_event(event)
     told = ["warning: report.html was not written", '  File "a.py", line 1', "a: it learns"]
     assert capsys.readouterr().err.splitlines() == ["photos/: 1 file not read (.txt).", *told, *told]
+
+
+def test_statistics_of_masks_are_a_table_on_a_terminal(beit: Callable[..., Ended], tmp_path: Path) -> None:
+    words = ["mask-preview", "--stats", "50", "--num-masked", "75", "-o", str(tmp_path / "masks.png")]
+    code, said = at_terminal(lambda: main(words), COLUMNS="80")
+    lines = screen(said)
+    facts = dict(re.split(r" {2,}", line, maxsplit=1) for line in lines if "  " in line)
+    assert (code, "{" in said) == (0, False)
+    assert facts["masks"] == "50"
+    assert facts["grid"] == "14 x 14 patches"
+    assert facts["hidden patches"] == "75 in each mask"
+    assert facts["a patch is hidden in"].endswith("of the masks, 38% on average")
+    (exact,) = beit(*words[:-2]).lines
+    assert facts["blocks of a mask"].startswith(f"{exact['blocks']['mean']:.3g} on average")
+    areas = exact["histograms"]["block_area"]
+    mean = sum(area * count for area, count in enumerate(areas)) / sum(areas)
+    assert facts["patches of a block"] == f"{mean:.3g} on average"
+    *table, output = (line for line in lines if line)
+    assert max(map(len, table)) <= 80
+    assert output == words[-1]
+
+
+def test_statistics_of_random_masks_tell_no_blocks() -> None:
+    _, said = at_terminal(lambda: main(["mask-preview", "--stats", "5", "--masking", "random"]))
+    assert "block" not in said
+    assert "-o PICTURE draws them, --json prints every number" in said

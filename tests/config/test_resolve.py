@@ -217,7 +217,13 @@ def test_resolve_says_what_an_argument_was_taken_for(
     with pytest.raises(UsageError) as caught:
         resolve(kind, given)
     assert caught.value.message == message
-    assert caught.value.hint.startswith(f"Write: beit {kind.command} {usage} (")
+    assert caught.value.hint.startswith(f"Write `beit {kind.command} {usage}` (")
+
+
+def test_what_is_missing_is_explained_in_one_sentence() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(PretrainConfig, {})
+    assert caught.value.hint.startswith("Write `beit pretrain DATA...` (DATA, images: a folder, ")
 
 
 @pytest.mark.parametrize(

@@ -98,3 +98,32 @@ def test_every_link_and_file_that_is_named_exists(document: str) -> None:
     of_the_site = {link for link in links if link.rpartition("reference/")[1]}  # made when the site is built
     assert [link for link in links - of_the_site if not (beside / link).exists()] == []
     assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+FOLLOWED = [name for name in DOCUMENTS if name == "README.md" or "guides/" in name] + [
+    f"docs/{name}.md" for name in ("attention", "data", "detection", "segmentation", "weights")
+]  # in one folder, from the first line to the last; docs/index.md and the gallery have single lines
+WRITING = ("out", "output", "map", "codebook", "reconstruct")
+
+
+def written_by(document: str) -> list[str]:
+    """The names that the commands of a page give to what they write, but for runs that go on."""
+    found = []
+    for line in commands(document):
+        _, given = flags_of(line)
+        names = [given[name] for name in WRITING if name in given and not given.get("resume")]
+        found += [each for name in names for each in (name if isinstance(name, list) else [name])]
+    return [name.rstrip("/") for name in found if name not in ("-", "DIR", "NEW") and not name.startswith("/scratch")]
+
+
+def test_the_pages_can_be_followed_in_one_folder() -> None:
+    """A command refuses to write over what another page's has written."""
+    pages: dict[str, list[str]] = {}
+    for document in FOLLOWED:
+        for name in written_by(document):
+            pages.setdefault(name, []).append(document)
+    assert {name: each for name, each in pages.items() if len(each) > 1} == {}
+    assert {"runs/mine", "rebuilt.png", "attention.html"} <= {
+        name for name, each in pages.items() if "README.md" in each
+    }
+    assert len(pages) > 30

@@ -33,8 +33,9 @@ TRAINED = {  # name below runs/: how it is made
     "detector": "finetune coco --recipe tiny-detect --init random",
 }
 ALSO_CALLED = {  # in the guides
-    "first": "mine", "cells": "mine", "probed": "mine", "a": "mine", "b": "mine", "first-classifier": "classifier",
-    "scratch": "classifier", "classifier-1": "classifier", "cell-tokenizer": "tokenizer",
+    "first": "mine", "photos": "mine", "cells": "mine", "probed": "mine", "a": "mine", "b": "mine",
+    "first-classifier": "classifier", "photos-classifier": "classifier", "scratch": "classifier",
+    "classifier-1": "classifier", "cell-tokenizer": "tokenizer",
 }  # fmt: skip
 NEEDED = {"mine": "tokenizer"}  # by a run that goes on
 

@@ -11,6 +11,7 @@ from importlib import metadata
 
 import pytest
 
+from beitcli.cli.app import main
 from beitcli.cli.console import CommandConsole
 from beitcli.config.about import RecipesConfig
 from beitcli.config.recipe_files import RECIPES, recipe_names
@@ -18,6 +19,7 @@ from beitcli.engine.recipes import list_recipes
 from beitcli.runtime.extras import EXTRAS
 from beitcli.runtime.storage.run_dir import RunFolder
 from beitcli.runtime.storage.safe_json import dump_rows
+from tests.cli.test_contract import at_terminal
 
 
 def runs_of(beit, folder):
@@ -211,6 +213,19 @@ def test_env_tells_versions_and_keeps_secrets(beit, monkeypatch):
         "HF_ENDPOINT": "https://hub.example/x",
     }
     assert "hf_abc" not in ended.out
+
+
+def test_env_has_readable_names_on_a_terminal(beit):
+    code, said = at_terminal(lambda: main(["env"]))
+    (told,) = beit("env", "--json").lines
+    assert code == 0
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", said)
+    facts = dict(re.findall(r"^(\S+(?: \S+)*) {2,}(\S.*?)\s*$", plain, re.MULTILINE))
+    assert facts["memory"] == f"{told['memory_gib']:g} GiB"
+    assert facts["free space there"].endswith(" GiB")
+    assert facts["CPU cores"] == str(told["cpu_cores"])
+    assert facts["bf16 units of the CPU"] in ("yes", "no")
+    assert not {"cpu", "gib", "cuda"} & set(" ".join(facts).split())
 
 
 def test_env_names_what_of_the_extras_is_installed_and_nothing_else(beit):

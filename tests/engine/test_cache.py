@@ -200,6 +200,20 @@ def test_features_say_whose_they_are(beit: Callable, cache: Path) -> None:
     assert list(found.values()) == ["runs/mine, 2 images of photos/"]
 
 
+@pytest.mark.skipif(not hasattr(os, "O_NOATIME"), reason="to read a file here is to use it")
+def test_measurements_of_the_processor_say_of_what_model(beit: Callable, cache: Path) -> None:
+    folder, then = cache / "arithmetic", time.time() - 40 * DAY
+    folder.mkdir()
+    about = {"threads": 2, "shape": {"images": 32, "length": 65, "width": 192, "heads": 3, "hidden": 768}}
+    for name, text in (("a" * 32, json.dumps({"about": about})), ("b" * 32, '{"about": {"shape": 3}}')):
+        (folder / f"{name}.json").write_text(text)
+        os.utime(folder / f"{name}.json", (then, then))
+    for _ in range(2):
+        (told,) = beit("cache", "list", "--kind", "arithmetic").lines
+        assert sorted(each["of"] for each in told["entries"]) == ["", "width 192, 65 tokens, 32 images, 2 threads"]
+        assert all(each["used"] < then + DAY for each in told["entries"])
+
+
 def test_list_makes_no_features_look_used(beit: Callable, cache: Path) -> None:
     about, then = cache / OLD / "about.json", time.time() - 40 * DAY
     about.write_text(json.dumps({"of": "runs/mine, 2 images of photos/"}))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
+from beitcli.cli.lines_at_end import lines_at_end
 from beitcli.config.attn_map import AttnMapConfig
 
 
@@ -12,22 +15,22 @@ def _run(config: AttnMapConfig, console: CommandConsole) -> None:
     from beitcli.engine.io.output_paths import is_stdout
 
     is_picture = is_stdout(config.output)  # that stream is the picture's alone
-    last = None
-    for document in attn_map(config, console.on_event, console.stdin):
-        if is_picture:
-            console.tell_reason(document)
-            continue
-        if console.wants_json:
-            console.print_json(document)
-        elif "error" in document:
-            console.print_line(f"{document['path']}  error: {document['error']}")
-        elif document["output"] is None:
-            console.print_line(
-                f"{document['path']}  {len(document['maps'])} maps; -o PICTURE draws them, --json prints them"
-            )
-        elif document["output"] != last:  # a page of several images is told once
-            last = document["output"]
-            console.print_line(last)
+    with lines_at_end(console) as tell_at_end:
+        for document in attn_map(config, console.on_event, console.stdin):
+            if is_picture:
+                console.tell_reason(document)
+            elif console.wants_json:
+                console.print_json(document)
+            elif "error" in document:
+                console.print_line(f"{document['path']}  error: {document['error']}")
+            elif config.output is None:
+                console.print_line(
+                    f"{document['path']}  {len(document['maps'])} maps; -o PICTURE draws them, --json prints them"
+                )
+            elif Path(document["output"]) == Path(config.output):  # of one image, or of all
+                tell_at_end(document["output"])
+            else:
+                console.print_line(document["output"])
 
 
 DECLARATION = Declaration(

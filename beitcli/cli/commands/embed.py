@@ -49,6 +49,7 @@ DECLARATION = Declaration(
         "beit embed runs/mine photos/ -o features.parquet",
         "beit embed runs/mine photos/ --layer 9 --pool cls --json | head -1",
         "beit embed runs/mine photos/ --query photo.jpg -o nearest.jpg",
+        "beit embed runs/mine photos/ --query photo.jpg --preview     in the terminal",
         "beit embed runs/mine features.parquet --query photo.jpg     without computing them again",
     ),
     run=_run,

@@ -24,7 +24,7 @@ from beitcli.engine.doctor.list_of_good import list_of_good, require_files
 from beitcli.engine.doctor.page import doctor_page
 from beitcli.engine.doctor.passes import examine_all
 from beitcli.engine.doctor.report import Diagnosis, DoctorReport, diagnose
-from beitcli.engine.events import Event, Note, OnEvent, Progress, Warned, ignore, openings
+from beitcli.engine.events import Event, Note, OnEvent, Progress, Warned, Written, ignore, openings
 from beitcli.engine.io.output_paths import is_stdout, make_folder
 from beitcli.engine.io.outputs import require_writable_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
@@ -110,7 +110,7 @@ def _write(
     if output.suffix.lower() == PAGE:
         page = doctor_page(diagnosis, list(parts.values())).encode(errors="replace")
         write_output(output, lambda file: file.write(page))
-        on_event(Note(f"Page: {output}"))
+        on_event(Written(f"Page: {output}"))
         return
     name, source = next(iter(parts.items()))
     good = list_of_good(source, diagnosis, config.drop, with_labels=output.suffix.lower() == ".tsv")
@@ -118,7 +118,7 @@ def _write(
     dropped = ", ".join(f"{number:,} {word}" for word, number in good.dropped.items())
     of = f" of split {name}" if len(parts) > 1 else ""
     on_event(
-        Note(f"List: {output}, {counted(good.images, 'image')}{of}" + (f"; left out: {dropped}" if dropped else ""))
+        Written(f"List: {output}, {counted(good.images, 'image')}{of}" + (f"; left out: {dropped}" if dropped else ""))
     )
     for why, number in good.unnamed.items():
         on_event(Warned(f"Left out of '{output}': {counted(number, 'image')}, as {why}."))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from beitcli.config.architecture import kind_in_words
@@ -10,14 +11,29 @@ from beitcli.engine.io.output_paths import require_folder
 from beitcli.engine.io.outputs import require_writable_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.errors import UsageError
+from beitcli.runtime.extras import install_line
 
 _KINDS = ("masked-image-model", "classifier", "backbone")
+_ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def is_one_file(config: ExportConfig) -> bool:
     """Whether the export is one file, NAME.onnx, and no folder."""
     target = Path(config.output)
     return config.to == "onnx" and target.suffix.lower() == ".onnx" and not target.is_dir()
+
+
+def require_packages(config: ExportConfig) -> None:
+    """Raises UsageError if a package that the format needs is not installed."""
+    needed = _ONNX_PACKAGES if config.to == "onnx" else ()
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        *others, last = missing
+        named = f"{', '.join(others)} and {last}" if others else last
+        raise UsageError(
+            f"--to {config.to} needs {named}, which {'are' if others else 'is'} not installed.",
+            f"Install {'them' if others else 'it'}: {install_line('onnx', missing)}",
+        )
 
 
 def require_free_target(config: ExportConfig) -> None:

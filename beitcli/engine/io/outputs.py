@@ -200,7 +200,7 @@ def require_writable_outputs(
         if kind:
             raise UsageError(f"{option} would overwrite the {kind} '{path}'.", "Give another name or folder.")
         if path.is_dir():
-            raise UsageError(f"{option}: '{path}' is a folder.", "Give another name, or move it away.")
+            raise UsageError(f"{_named(option, path)} is a folder.", "Give another name, or move it away.")
     held = [path for path in present if path.exists()] if follows else present
     held = [path for path in held if path.is_symlink() or path.stat().st_size]  # nothing is lost with an empty file
     if held and not overwrite and own is not None:
@@ -208,9 +208,14 @@ def require_writable_outputs(
     if held and not overwrite:
         there = f"and {len(held) - 1:,} more exist" if len(held) > 1 else "exists"
         raise UsageError(
-            f"{option}: '{held[0]}' {there} already.",
+            f"{_named(option, held[0])} {there} already.",
             f"Add --overwrite to replace, or give another name{way_out}.",
         )
+
+
+def _named(option: str, path: Path) -> str:
+    """Returns the option and a file that it stands for; the option alone where it names the file."""
+    return option if option.endswith(f" '{path}'") else f"{option}: '{path}'"
 
 
 def require_distinct_outputs(outputs: Iterable[tuple[str, Path]]) -> None:

@@ -100,7 +100,7 @@ class MaskedImageModel(Backbone):
     def forward(  # type: ignore[override] # takes a mask
         self,
         images: torch.Tensor,
-        mask: torch.Tensor | None,
+        mask: torch.Tensor | None = None,
         predicted: torch.Tensor | None = None,
         uniforms: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -108,7 +108,7 @@ class MaskedImageModel(Backbone):
 
         Args:
             images: (B, 3, H, W), normalized.
-            mask: (B, N) bool, True where the patch is hidden.
+            mask: (B, N) bool, True where the patch is hidden; None hides nothing and predicts every patch.
             predicted: (B, R) int64, indices of the patches to predict; saves half of the last block, and the search
                 for masked patches. None predicts the hidden ones, whose number may then differ between images.
             uniforms: (B, 2 * depth), as in `run_blocks`.

@@ -69,7 +69,7 @@ class PatchAggregationModel(MaskedImageModel):
     def forward(  # type: ignore[override] # two predictions
         self,
         images: torch.Tensor,
-        mask: torch.Tensor | None,
+        mask: torch.Tensor | None = None,
         predicted: torch.Tensor | None = None,
         uniforms: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:

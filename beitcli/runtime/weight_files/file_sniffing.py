@@ -13,7 +13,8 @@ from beitcli.runtime.storage.safe_json import parse_json
 
 HEAD_BYTES = 8192
 _AGAIN = "Check its address in a browser, then download it again."
-_NO_MODEL = "Give a run, a checkpoint or the name of a model here; of a download, check its address in a browser."
+_NO_MODEL = "Give a run, a checkpoint or the name of a model."
+_OF_IMAGES = "Give a run, a checkpoint or the name of a model; `beit doctor` looks at images."
 _UNPACK = "Unpack it and give the weights file in it."
 _MAGIC = (
     (b"\x1f\x8b", "a gzip archive", _UNPACK),
@@ -21,9 +22,9 @@ _MAGIC = (
     (b"\xfd7zXZ\x00", "an xz archive", _UNPACK),
     (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
-    (b"\x89PNG\r\n", "a PNG image", _NO_MODEL),
-    (b"\xff\xd8\xff", "a JPEG image", _NO_MODEL),
-    (b"GIF8", "a GIF image", _NO_MODEL),
+    (b"\x89PNG\r\n", "a PNG image", _OF_IMAGES),
+    (b"\xff\xd8\xff", "a JPEG image", _OF_IMAGES),
+    (b"GIF8", "a GIF image", _OF_IMAGES),
     (b"%PDF", "a PDF document", _NO_MODEL),
     (b"\x89HDF", "an HDF5 file", "Give the weights as safetensors or as a torch file."),
     (b"\x93NUMPY", "a NumPy array", "Give the weights as safetensors or as a torch file."),
@@ -68,11 +69,8 @@ def sniff(head: bytes) -> tuple[str, str] | None:
     """
     if not head:
         return "is empty", "Download it again, and see that the disk has room."
-    for magic, what, hint in _MAGIC:
-        if head.startswith(magic):
-            return f"is {what}", hint
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "is a WebP image", _NO_MODEL
+    if (known := sniff_magic(head)) is not None:
+        return known
     if head[257:262] == b"ustar":
         return "is a tar archive", _UNPACK
     if head[4:8] == b"TFL3":
@@ -83,6 +81,16 @@ def sniff(head: bytes) -> tuple[str, str] | None:
         return "is a msgpack file, as Flax saves weights", _FLAX
     text = _text(head)
     return None if text is None else _sniff_text(text)
+
+
+def sniff_magic(head: bytes) -> tuple[str, str] | None:
+    """Does as `sniff` for a file that its very first bytes tell, such as an image: it is neither text nor a pickle."""
+    for magic, what, hint in _MAGIC:
+        if head.startswith(magic):
+            return f"is {what}", hint
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "is a WebP image", _OF_IMAGES
+    return None
 
 
 def _is_onnx(head: bytes) -> bool:

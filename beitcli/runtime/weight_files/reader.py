@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from beitcli.config.nearest import nearest
 from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.storage.safe_json import parse_json
-from beitcli.runtime.weight_files.file_sniffing import HEAD_BYTES, one_line, sniff
+from beitcli.runtime.weight_files.file_sniffing import HEAD_BYTES, one_line, sniff, sniff_magic
 
 if TYPE_CHECKING:
     import torch
@@ -141,9 +141,10 @@ def _container(path: Path) -> tuple[Container, int]:
         return "safetensors", size
     other = sniff(head)
     if other is not None:
-        from beitcli.runtime.weight_files.safe_unpickling import refuse_pickle_in_text
+        if sniff_magic(head) is None:
+            from beitcli.runtime.weight_files.safe_unpickling import refuse_pickle_in_text
 
-        refuse_pickle_in_text(path)
+            refuse_pickle_in_text(path)
         what, hint = other
         raise StorageError(f"'{path}' {what}.", hint)
     return "torch", size

@@ -292,6 +292,11 @@ def test_other_files_in_the_place_of_weights_say_what_they_are(tmp_path, content
     assert said in refused(tmp_path / "a.pth", content).message
 
 
+def test_the_way_out_of_an_image_speaks_of_no_download(tmp_path):
+    hint = refused(tmp_path / "photo.jpg", image("JPEG")).hint
+    assert hint == "Give a run, a checkpoint or the name of a model; `beit doctor` looks at images."
+
+
 @pytest.mark.parametrize("kept", [0.2, 0.9])
 @pytest.mark.parametrize("container", ["zip", "legacy", "safetensors"])
 def test_a_truncated_file_is_refused(tmp_path, container, kept):

@@ -38,6 +38,8 @@ from beitcli.data.sources.splits import (
 )
 from beitcli.errors import DataError
 
+_COMMON = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")  # endings to name where there is no image
+
 
 class FolderSource(LocalFiles):
     """All images below one folder; it does not look for splits.
@@ -203,7 +205,8 @@ def splits_below(root: str) -> list[str]:
 
 
 def _no_images(root: str, aside: LeftAside) -> DataError:
-    hint = "Images end in " + ", ".join(f".{extension}" for extension in EXTENSIONS) + "."
+    common = ", ".join(f".{extension}" for extension in _COMMON)
+    hint = f"Images end in {common} or one of {len(EXTENSIONS) - len(_COMMON)} rarer endings."
     if aside.has_heif:
         hint = heif.WAY_OUT
     held = f": it holds {text}" if (text := aside.text()) else ""

@@ -16,6 +16,7 @@ FEW_TO_PRETRAIN, FEW_TO_TOKENIZE = 1000, 100
 LEAST_IMAGES = 2
 _FEW = {"pretrain": FEW_TO_PRETRAIN, "train-tokenizer": FEW_TO_TOKENIZE}
 _PRETRAINED = "hf://microsoft/beit-base-patch16-224-pt22k"
+_FINETUNE_IT = f"`beit finetune LABELLED --init {_PRETRAINED} --recipe base-22k --batch-size 32 --lr 1.25e-4`"
 
 
 def held_out_images(images: int, most: int) -> int:
@@ -32,7 +33,7 @@ def few_findings(command: str, images: int, held_out: int = 0) -> Iterator[Findi
     """
     if images < _FEW.get(command, LEAST_IMAGES):
         way_out = {
-            "pretrain": f"Give a thousand or more, or skip pretraining: `beit finetune DATA --init {_PRETRAINED}`.",
+            "pretrain": f"Give a thousand or more, or skip pretraining, if some have labels: {_FINETUNE_IT} (a GPU).",
             "train-tokenizer": "Give a hundred or more.",
         }.get(command, "Give some tens of each class.")
         without = " without labels" if command in _FEW else ""
@@ -56,7 +57,7 @@ def one_image_findings(command: str, images: int) -> Iterator[Finding]:
             "refusal",
             "Nothing can be learned from 1 image: the model would memorise it, and no other image would show that.",
             f"Give {few:,} or more, {LEAST_IMAGES} at least (tiles of a large image will do), or take what is trained: "
-            f"`beit finetune LABELLED --init {_PRETRAINED}`. "
+            f"{_FINETUNE_IT} (a GPU). "
             f"A trial without data: `beit {command} sample --recipe tiny`.",
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from beitcli.config.resolve import resolve
 from beitcli.data.sources.open_data import open_data
 from beitcli.engine.events import Event, Note, Warned, ignore
 from beitcli.engine.segmentation.dataset import MaskStats, mask_stats_findings
+from beitcli.engine.trainer.preflight.amount import few_findings, one_image_findings
 from beitcli.engine.trainer.preflight.check import Preflight
 from beitcli.engine.trainer.preflight.findings import Finding, tell
 from beitcli.engine.trainer.preflight.given_tokenizer import given_tokenizer_findings
@@ -35,6 +37,7 @@ from beitcli.engine.trainer.preflight.schedule import (
 from beitcli.errors import DataError
 from beitcli.runtime.distributed.world import join, shutdown
 from tests.conftest import Ended, save_picture
+from tests.documents.reading import ROOT, flags_of
 from tests.helpers.processes import in_group
 
 TINY = ("--recipe", "tiny", "--image-size", 32, "--num-masked", 6, "--batch-size", 8, "--workers", 0)
@@ -54,7 +57,7 @@ def test_a_dry_run_of_ten_photographs_says_that_they_are_few_and_seen_thousands_
     told = {each["kind"]: each for each in json.loads(ended.out)["preflight"]}
     assert list(told) == ["few-images", "many-epochs", "measured-on-training"]
     assert "10 training images are few" in told["few-images"]["what"]
-    assert "or skip pretraining: `beit finetune DATA" in told["few-images"]["way_out"]
+    assert "or skip pretraining, if some have labels: `beit finetune LABELLED" in told["few-images"]["way_out"]
     assert "1,250 steps of 8 images are 1,000 passes over 10 images" in told["many-epochs"]["what"]
     assert told["many-epochs"]["way_out"] == "--steps 375 makes 300 passes."
     assert f"warning: {told['few-images']['what']}" in ended.err
@@ -353,3 +356,14 @@ def test_a_dry_run_with_a_collapsed_tokenizer_says_so(tmp_path: Path, beit: Beit
     ended = beit(*line, "--dry-run", "--json")
     assert "tokenizer-few-codes" in [each["kind"] for each in ended.lines[0]["preflight"]]
     assert f"warning: In --tokenizer {run} the codebook has collapsed" in ended.err
+
+
+def test_the_finetuning_that_is_proposed_is_that_of_the_guide():
+    (few,) = few_findings("pretrain", 10)
+    (alone,) = one_image_findings("pretrain", 1)
+    (line,) = re.findall("`([^`]+)`", few.way_out)
+    assert line in alone.way_out
+    guide = (ROOT / "docs/guides/own-images.md").read_text()
+    assert line.replace("LABELLED", "labelled/") in guide
+    config, flags = flags_of(line)
+    assert resolve(config, flags | {"out": "runs/it"}).config.recipe == "base-22k"
