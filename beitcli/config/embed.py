@@ -23,7 +23,7 @@ def _inputs_help() -> str:
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig(ModelInputs, Launched):
     command: ClassVar[str] = "embed"
-    unused_without: ClassVar[dict[str, tuple[str, ...]]] = {"query": ("preview",)}
+    unused_without: ClassVar[dict[str, tuple[str, ...]]] = {"query": ("preview", "k")}
     model: str = option("", f"{MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL")
     inputs: tuple[str, ...] = option((), _inputs_help, argument=True, required=True, panel="Data", metavar="INPUT")
     layer: int = option(
