@@ -53,6 +53,7 @@ def in_words(report: Mapping[str, Any], epochs: float | None = None) -> dict[str
             shown[_BASELINE] = f"{baseline:.4f} (always guessing the most frequent class)"
     if "masked_accuracy" in shown and (baseline := report.get(_BASELINE)) is not None:
         shown[_BASELINE] = f"{baseline:.4f} (always guessing the most frequent token)"
+    shown.pop("loss_lead_std_error", None)  # of the verdict
     if error := shown.pop("masked_accuracy_std_error", None):
         shown["masked_accuracy"] = f"{report['masked_accuracy']:.4f} (standard error {error:.1g})"
     if "images_per_second" in shown and report.get("images_seen") and report.get("seconds"):

@@ -17,6 +17,7 @@ _SHARES = {"top1", "top5", "accuracy", "share", "miou", "iou", "ap", "ap50", "ap
 _ERROR = "_std_error"
 _COUNTS = ("images", "codes_used")
 _TITLES = {
+    "loss_lead": "lead of the loss over guessing",
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
     "miou": "mean IoU",
@@ -44,6 +45,7 @@ _WHERE_IT_MATTERS: dict[str, Callable[[float], bool]] = {
     f"{HELD_OUT}images": lambda images: False,  # a count, not a metric
     "mae_normalized": lambda error: False,  # twice `mae`
     "masked_accuracy_std_error": lambda error: False,  # of the verdict
+    "loss_lead_std_error": lambda error: False,  # too
     "measured_patches": lambda patches: False,  # counts too
     "measured_images": lambda images: False,
     "measured_tokens": lambda tokens: False,

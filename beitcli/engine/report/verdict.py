@@ -9,8 +9,8 @@
 | finetune, mean IoU | a tenth of the way from always that class to 100%, half of the classes found | |
 | finetune, AP | 5% | |
 
-What is neither is `early`: little or nothing yet. So is a pretraining on tokens of few codes,
-and one whose lead on both guesses is no more than the place of a patch may give.
+What is neither is `early`: little or nothing yet. So is a pretraining on tokens of few codes, one whose lead on both
+guesses is no more than the place of a patch may give, and one that few patches show to be better by its loss alone.
 
 A loss of held-out images that is at its lowest before the last save is told, and so is one that still falls.
 """
@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from beitcli.engine.report.intervals import interval_of, share_interval
+from beitcli.engine.report.intervals import interval_of, loss_lead, share_interval
 from beitcli.engine.tokenizer_verdict import COMMONEST_SHARE, ENTROPY_SHARE, TOKENS_PER_CODE
 from beitcli.runtime.metric_text import is_share, percent
 
@@ -149,15 +149,15 @@ def _tokens(last: Mapping[str, float], measured: Measured) -> Verdict:
     if poor is not None:
         way_out = OTHER_TOKENIZER if measured.tokenizer is None else _MORE_STEPS
         return Verdict(poor.grade, f"The tokens say little: {poor.text}. {figures}. {way_out}", needs_tokenizer=True)
-    if accuracy <= guess:
+    if accuracy <= guess and above >= 0:
         return _nothing(figures)
     if above >= 0:
         over = f"the loss {loss:.2f} is {above:.2f} nats above the entropy of the tokens"
         return Verdict("early", f"It has learnt little yet: {over}; {figures}. {_LONGER}")
-    if low <= guess:
-        return Verdict("early", f"It is not shown to be better than guessing: {figures}. {_LONGER}{few}")
     if images == 1:
         return Verdict("unknown", f"One image does not tell whether it learns: {figures}. Give more images.")
+    if low <= guess:
+        return _by_loss(last, loss, figures, measured.vocab_size)
     if accuracy < _TIMES * guess and -above < _NATS:
         return Verdict(
             "early",
@@ -165,6 +165,30 @@ def _tokens(last: Mapping[str, float], measured: Measured) -> Verdict:
         )
     name = "masked_loss" if "masked_loss" in last else "loss"
     return Verdict("good", f"It is learning: {figures}.{_trend(measured.measurings, name)}{few}")
+
+
+def _by_loss(last: Mapping[str, float], loss: float, figures: str, codes: int) -> Verdict:
+    """Judges by the loss where the accuracy is not shown to be better than guessing, as of few patches.
+
+    Even without the image, all codes alike give a loss of ln V: a guess by the tokens of training may be worse, where
+    the measured ones differ.
+    """
+    guess = min(last["unigram_entropy"], math.log(codes) if codes else math.inf)
+    lead, between = guess - loss, loss_lead(last, guess - loss)
+    few = _few(images) if (images := int(last.get("measured_images", 0))) else ""
+    range_ = f" (95%: {between[0]:.2f} to {between[1]:.2f})" if between else ""
+    below = f"{abs(lead):.2f} nats {'below' if lead >= 0 else 'above'} {guess:.2f}, that of a guess without the image"
+    if between is None or between[0] <= 0:
+        if last["masked_accuracy"] <= last.get("baseline_accuracy", 0.0) and (between or lead <= 0):
+            return _nothing(f"{figures}; its loss is {loss:.2f}, {below}{range_}", few)
+        text = f"It is not shown to be better than guessing: {figures}; its loss is {loss:.2f}, {below}{range_}."
+        return Verdict("early", f"{text} {_LONGER}{few}")
+    place = " The place of a patch may give as much." if lead < _NATS else ""
+    return Verdict(
+        "early",
+        f"It has begun to learn, by its loss: {loss:.2f}, {below}{range_}.{place} Its accuracy is not shown to be "
+        f"better than guessing: {figures}. {_LONGER}{few}",
+    )
 
 
 def _poor_tokens(last: Mapping[str, float], measured: Measured) -> Verdict | None:

@@ -93,6 +93,47 @@ def test_an_accuracy_within_its_error_of_guessing_is_not_learning() -> None:
     assert text.startswith("One image does not tell whether it learns: 4.2% of the hidden tokens ")
 
 
+FEW_PATCHES = {
+    "masked_accuracy": 0.004, "masked_accuracy_std_error": 0.004, "baseline_accuracy": 0.0, "loss": 6.301,
+    "unigram_entropy": 6.742, "measured_patches": 250, "measured_images": 10,
+}  # fmt: skip
+
+
+def test_where_few_patches_leave_the_accuracy_open_the_loss_is_told() -> None:
+    """0.441 nats, and Student's t of 9 degrees of freedom is 2.262."""
+    right = "0.40% of the hidden tokens right (95%: 0.0% to 1.3%)"
+    end = " Train longer, or on more images. 10 images are too few to compare runs by."
+    below = "6.30, 0.44 nats below 6.74, that of a guess without the image"
+    shown = "It has begun to learn, by its loss: {}. Its accuracy is not shown to be better than guessing: {}."
+    assert judged(FEW_PATCHES | {"loss_lead_std_error": 0.05}, vocab_size=1024) == (
+        "early", shown.format(f"{below} (95%: 0.33 to 0.55)", right) + end,
+    )  # fmt: skip
+    neither = "It is not shown to be better than guessing: {}; its loss is {}."
+    assert judged(FEW_PATCHES | {"loss_lead_std_error": 0.2}, vocab_size=1024) == (
+        "early", neither.format(right, f"{below} (95%: -0.01 to 0.89)") + end,
+    )  # fmt: skip
+    assert judged(FEW_PATCHES, vocab_size=1024) == ("early", neither.format(right, below) + end)  # of earlier runs
+    little = judged(FEW_PATCHES | {"loss": 6.6, "loss_lead_std_error": 0.05}, vocab_size=1024)[1]
+    assert "0.14 nats below 6.74" in little
+    assert "(95%: 0.03 to 0.26). The place of a patch may give as much. Its accuracy" in little
+
+
+def test_none_right_is_nothing_learnt_only_where_the_loss_is_not_shown_to_be_better() -> None:
+    none = FEW_PATCHES | {"masked_accuracy": 0.0, "masked_accuracy_std_error": 0.0}
+    for error, heading in ((0.05, "not convincing yet"), (0.2, "nothing learnt yet")):
+        found = verdict_of(Measured("pretrain", [(100, none | {"loss_lead_std_error": error})], vocab_size=1024))
+        assert found.heading == heading
+        assert "0.44 nats below 6.74" in found.text
+
+
+def test_a_loss_above_that_of_all_codes_alike_is_no_lead() -> None:
+    """ln 1,024 = 6.93: of other tokens than those of training, the guess by these is worse than that."""
+    other = FEW_PATCHES | {"unigram_entropy": 7.4, "loss": 7.0, "loss_lead_std_error": 0.01}
+    assert (
+        "its loss is 7.00, 0.07 nats above 6.93, that of a guess without the image" in judged(other, vocab_size=1024)[1]
+    )
+
+
 @pytest.mark.parametrize(("images", "low", "high"), [(2, 0.0, 16.9), (5, 1.4, 7.0), (1000, 2.2, 6.2)])
 def test_the_interval_of_few_images_is_students(images: int, low: float, high: float) -> None:
     text = judged(TOKENS | {"masked_accuracy_std_error": 0.01, "measured_images": images})[1]
