@@ -174,13 +174,15 @@ def test_shares_below_one_another_have_the_same_digits_and_decibels_are_named() 
 
 
 def test_times_of_a_training_are_told_as_the_report_tells_them() -> None:
-    report = {"seconds": 266.4, "measuring_seconds": 2.52, "tokenizer_seconds": None, "total_seconds": 3753.6}
+    """The first three add up to the last."""
+    report = {"seconds": 188.0, "measuring_seconds": 2.52, "tokenizer_seconds": 75.0, "total_seconds": 265.52}
     assert in_words(report) == {
-        "time": "4 min 26 s",
+        "training time": "3 min 08 s",
         "measuring time": "2.5 s",
-        "time of the tokenizer": None,
-        "total time": "1 h 02 min",
+        "tokenizer before it": "1 min 15 s",
+        "total time": "4 min 26 s",
     }
+    assert in_words({"seconds": 12.0}) == {"time": "12 s"}
 
 
 def test_what_was_measured_on_is_counted_once() -> None:
