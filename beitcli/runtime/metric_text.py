@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 HELD_OUT = "held_out_"
 TRAIN_LABEL = "train:"  # of lines with metrics of training beside those of measured images
-_FORMATS = {"loss": ".4f", "entropy": ".4f", "accuracy": ".3f", "lr": ".2e", "weight": ".2e", "norm": ".2f", "second": ".0f",
-            "compiled": ".0f"}  # fmt: skip
+_FORMATS = {"loss": ".4f", "entropy": ".4f", "accuracy": ".3f", "lr": ".2e", "weight": ".2e", "norm": ".2f",
+            "second": ".0f", "compiled": ".0f"}  # fmt: skip
 _TOP = 5  # most likely classes, of `top5`
 _SHARES = {"top1", "top5", "accuracy", "share", "miou", "iou", "ap", "ap50", "ap75", "f1"}  # words of their names
 _ERROR = "_std_error"
