@@ -13,7 +13,7 @@ import beitcli
 from beitcli.cli.app import main
 from beitcli.cli.console import CommandConsole
 from beitcli.cli.tables import comparison_table, facts_table, in_words, rows_table
-from beitcli.engine.events import Note, Warned, openings
+from beitcli.engine.events import Note, Saved, Warned, openings
 from beitcli.runtime.metric_text import epochs_text
 from tests.cli.test_contract import at_terminal
 
@@ -214,3 +214,14 @@ def test_what_is_not_read_of_data_is_told_once_and_everything_else_each_time(
         console.on_event(event)
     told = ["warning: report.html was not written", '  File "a.py", line 1', "a: it learns"]
     assert capsys.readouterr().err.splitlines() == ["photos/: 1 file not read (.txt).", *told, *told]
+
+
+def test_a_checkpoint_that_was_long_in_writing_says_why_its_line_is_late(capsys: pytest.CaptureFixture[str]) -> None:
+    console = CommandConsole()
+    for event in (Saved("", 24, 0.1, 0.5), Saved("", 48, 0.1, 7.25), Saved("", 72, 1.5, 3.0)):
+        console.on_event(event)
+    assert capsys.readouterr().err.splitlines() == [
+        "saved step 24",
+        "saved step 48, written in 7.2 s beside the training",
+        "saved step 72, written in 3 s beside the training; training waited 1.5 s for it",
+    ]
