@@ -1,7 +1,7 @@
 """Says that other work keeps the machine busy, where steps take longer than alone.
 
-One thread gains little there: beside one busy core of two a step of pretraining took 346 ms on two threads and 300 ms on
-one, on quiet cores 180 and 285 ms.
+One thread gains little there: beside one busy core of two a step of pretraining took 346 ms on two threads and 300 ms
+on one, on quiet cores 180 and 285 ms.
 """
 
 from __future__ import annotations
