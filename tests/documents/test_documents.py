@@ -16,6 +16,7 @@ import beitcli
 from beitcli.cli.command_table import COMMANDS
 from beitcli.config.resolve import resolve
 from beitcli.config.toml_text import dump_toml
+from beitcli.runtime.metric_text import metric_label
 from tests.documents.reading import DOCUMENTS, GUIDES, ROOT, blocks, commands, flags_of, typed
 
 ENVIRONMENT = "python3 -m venv .venv && . .venv/bin/activate && "
@@ -98,3 +99,10 @@ def test_every_link_and_file_that_is_named_exists(document: str) -> None:
     of_the_site = {link for link in links if link.rpartition("reference/")[1]}  # made when the site is built
     assert [link for link in links - of_the_site if not (beside / link).exists()] == []
     assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_figures_on_a_line_of_progress_are_explained() -> None:
+    names = ["gradient_norm", "lr", "reconstruction", "kl", "usage_kl", "kl_weight", "temperature", "commitment"]
+    names += ["codes_replaced", "main_loss", "psnr_patch_mean", "entropy_share", "loss_lead_std_error"]
+    explained = set(re.findall(r"`([^`\n]+)`", (ROOT / "docs" / "guides" / "metrics.md").read_text()))
+    assert [name for name in names if not {name, metric_label(name)} & explained] == []
