@@ -1,4 +1,4 @@
-"""Which options `--help` shows; `--help-all` shows all.
+"""Which options `--help` shows, and which come first; `--help-all` shows all.
 
 The commands with most options name those that `--help` shows, among them all that their messages advise; the others
 hide those of several machines alone.
@@ -35,6 +35,8 @@ _COMMON: dict[str, tuple[str, ...]] = {
         *("ignore_index", "reduce_zero_label"),
     ),
 }
+# Of a training, in this order, and their panels before the others.
+_FIRST = ("recipe", "out", "resume", "dry_run", "epochs", "steps", "batch_size", "lr", "init", "val", "limit", "split")
 _FURTHER = {"nodes", "rdzv_endpoint", "rdzv_timeout", "process_timeout", "max_restarts"}
 
 
@@ -44,3 +46,9 @@ def is_common(command: str, setting: Setting) -> bool:
         return True
     chosen: Iterable[str] | None = _COMMON.get(command)
     return setting.name in chosen if chosen is not None else setting.name not in _FURTHER
+
+
+def place_in_help(command: str, setting: Setting) -> int:
+    """Returns where a setting stands among the others; those of one place keep their order."""
+    is_first = command in _OF_COMMAND and setting.name in _FIRST
+    return _FIRST.index(setting.name) if is_first else len(_FIRST)

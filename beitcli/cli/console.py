@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from beitcli.engine.events import Event, Progress
     from beitcli.pictures.canvas import Panel
 
-_LONG_STALL = 1.0  # seconds
+_LONG_STALL, _LONG_WRITE = 1.0, 2.0  # seconds; after a long write its line stands behind those of later steps
 
 
 class CommandConsole:
@@ -292,8 +292,9 @@ class CommandConsole:
             rows = [dict(zip(event.columns, row, strict=True)) for row in event.rows]
             self.console.print(rows_table(rows, event.title))
         elif isinstance(event, events.Saved):
+            beside = f", written in {event.seconds:.2g} s beside the training" if event.seconds >= _LONG_WRITE else ""
             waited = f"; training waited {event.stall:.2g} s for it" if event.stall >= _LONG_STALL else ""
-            self._say(f"saved step {event.step:,}{waited}", "dim")
+            self._say(f"saved step {event.step:,}{beside}{waited}", "dim")
         elif isinstance(event, events.Drawn):
             self._draw(event.panels, event.legend)
         elif isinstance(event, events.Warned):

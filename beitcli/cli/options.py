@@ -14,7 +14,7 @@ import typer
 
 from beitcli.cli import multi_process as processes
 from beitcli.cli.command_table import ALL, COMPLETING, Command, Declaration
-from beitcli.cli.common_options import is_common
+from beitcli.cli.common_options import is_common, place_in_help
 from beitcli.cli.console import CommandConsole
 from beitcli.cli.new_folders import tell_new_folders
 from beitcli.cli.path_checks import check_command, hold_resumed
@@ -210,8 +210,8 @@ def _parameters(
     recipe: str,
     is_hidden: Callable[[Setting], bool],
 ) -> list[inspect.Parameter]:
-    """Returns the arguments of a command, then its options."""
-    arguments_first = sorted(settings, key=lambda setting: not setting.option.argument)
+    """Returns the arguments of a command, then its options as they stand in its help."""
+    arguments_first = sorted(settings, key=lambda each: (not each.option.argument, place_in_help(command, each)))
     return [
         _parameter(command, each, _default(each, {}, ""))
         if each.option.argument

@@ -80,14 +80,14 @@ class PlainLines:
         trained.pop("images_per_second", None)
         label = f", {TRAIN_LABEL} " if trained else ""
         room = LINE_COLUMNS - len(begin + label)
-        left_over = room - len("  ".join(key_figures(trained))) - 2
+        left_over = room - len("  ".join(key_figures(trained, with_guess=True))) - 2
         if len(", ".join(speed)) > left_over:
             speed = [text for text in speed if not text.startswith("data ")]
         if len(", ".join(speed)) > left_over:
             speed = speed[-1:]  # the time left where it is known; the others are in metrics.jsonl
         if len(", ".join(speed)) > left_over:
             speed = []
-        figures = fitting(figure_texts(trained, event.classes), room - len(", ".join(speed)) - 2)
+        figures = fitting(figure_texts(trained, event.classes, with_guess=True), room - len(", ".join(speed)) - 2)
         return "  ".join(filter(None, (f"{begin}{label}{figures}".rstrip(), ", ".join(speed))))
 
     def _is_due(self, event: Progress) -> bool:
@@ -199,7 +199,8 @@ def held_out_line(event: Progress, columns: int = LINE_COLUMNS) -> str:
     """Returns the line of a save with the metrics of held-out images that fit; empty if the event has none."""
     held_out = {name: value for name, value in event.metrics.items() if name.startswith(HELD_OUT)}
     figures = {name.removeprefix(HELD_OUT): value for name, value in held_out.items()}
-    texts = figure_texts({name: value for name, value in figures.items() if name not in _COUNTS}, event.classes)
+    figures = {name: value for name, value in figures.items() if name not in _COUNTS}
+    texts = figure_texts(figures, event.classes, with_guess=True)
     images = next((held_out[f"{HELD_OUT}{name}"] for name in _COUNTS if f"{HELD_OUT}{name}" in held_out), None)
     begin = f"{event.phase}: {event.unit} {event.done:,}, {measured_label(images, on_training=event.on_training)}"
     return f"{begin} {fitting(texts, columns - len(begin) - 1)}" if texts else ""

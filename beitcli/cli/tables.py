@@ -26,9 +26,9 @@ _WHOLE = 36  # characters
 _LEAST_ROOM, _LEAST_FIRST = 20, 12  # characters
 _TITLES = {"bad": "unreadable images"}  # of fields whose names in JSON say less
 _TIMES = {  # fields in seconds
-    "seconds": "time",
+    "seconds": "training time",
     "measuring_seconds": "measuring time",
-    "tokenizer_seconds": "time of the tokenizer",
+    "tokenizer_seconds": "tokenizer before it",
     "total_seconds": "total time",
 }
 _UNRANKED = (_BASELINE, "deviation", "posterior_entropy", "bound_se")  # metrics that are neither good nor bad
@@ -53,6 +53,7 @@ def in_words(report: Mapping[str, Any], epochs: float | None = None) -> dict[str
             shown[_BASELINE] = f"{baseline:.4f} (always guessing the most frequent class)"
     if "masked_accuracy" in shown and (baseline := report.get(_BASELINE)) is not None:
         shown[_BASELINE] = f"{baseline:.4f} (always guessing the most frequent token)"
+    shown.pop("loss_lead_std_error", None)  # of the verdict
     if error := shown.pop("masked_accuracy_std_error", None):
         shown["masked_accuracy"] = f"{report['masked_accuracy']:.4f} (standard error {error:.1g})"
     if "images_per_second" in shown and report.get("images_seen") and report.get("seconds"):
@@ -69,7 +70,8 @@ def in_words(report: Mapping[str, Any], epochs: float | None = None) -> dict[str
     for name, value in shown.items():
         if is_rows(value):
             shown[name] = [{key: each for key, each in row.items() if not is_idle(key, classes)} for row in value]
-    return {_TIMES.get(name, name): _time(value) if name in _TIMES else value for name, value in shown.items()}
+    times = _TIMES if "total_seconds" in shown else {"seconds": "time"}  # the parts of a training, or one time alone
+    return {times.get(name, name): _time(value) if name in times else value for name, value in shown.items()}
 
 
 def _time(seconds: float | None) -> str | None:

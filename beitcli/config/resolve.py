@@ -167,7 +167,7 @@ def _resumed(
     _require_all(config_class.command, settings, values)  # type: ignore[attr-defined]
     now = config_class(**values)
     differences = [
-        f"{setting.flag}: the run has {setting_text(setting, before)}, given is {setting_text(setting, now)}"
+        _difference(setting, before, now)
         for name, setting in settings.items()
         if setting.option.saved
         and not setting.option.may_change_on_resume
@@ -181,6 +181,15 @@ def _resumed(
         )
     refuse_unused(settings, now, layers, stored)
     return Resolved(with_origins(now, origins), origins, notes)
+
+
+def _difference(setting: Setting, before: Any, now: Any) -> str:
+    was, given = setting_text(setting, before), setting_text(setting, now)
+    if getattr(before, setting.name) is None:
+        return f"{setting.flag} {given} is given, and the run began without it"
+    if getattr(now, setting.name) is None:
+        return f"the run began with {setting.flag} {was}"
+    return f"{setting.flag}: the run has {was}, given is {given}"
 
 
 def _without_caches(

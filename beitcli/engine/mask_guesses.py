@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.data.transforms.base import FILTERS, Size, denormalize, fit_center, normalize, to_array
 from beitcli.engine.events import OnEvent, downloads, warn
 from beitcli.engine.io.outputs import to_picture
+from beitcli.engine.report.run_state import settings_of_run
 from beitcli.engine.runs import read_run
 from beitcli.engine.tokenizer_loading import tokenizer_for, tokenizer_of
 from beitcli.errors import StorageError
@@ -100,6 +102,21 @@ def open_guesser(config: MaskPreviewConfig, draws: bool, on_event: OnEvent) -> G
                 "Give the tokenizer that it learned from.",
             )
     return Guesser(model.to(compute.device), checkpoint, tokenizer, compute, _baseline(reference))
+
+
+def learned_from(config: MaskPreviewConfig) -> bool:
+    """Whether the images are, but for some that it held out, those that the run `--model` learned from.
+
+    It goes by the names of DATA and split in the run's config.toml; of any other MODEL nothing is known.
+    """
+    try:
+        settings = settings_of_run(Path(config.model or ""))
+    except (OSError, ValueError):
+        return False
+    data = settings.get("data")
+    given = [data] if isinstance(data, str) else data if isinstance(data, list) else []
+    places = [[os.path.realpath(str(each)) for each in names] for names in (given, config.inputs)]
+    return places[0] == places[1] and (settings.get("split") or "train") == (config.split or "train")
 
 
 def _baseline(reference: str) -> float | None:

@@ -17,7 +17,7 @@ from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.data.transforms.center import center_box, fit_center
-from beitcli.engine.events import Drawn, OnEvent, Progress, ignore
+from beitcli.engine.events import Drawn, Note, OnEvent, Progress, ignore
 from beitcli.engine.io.inputs import image_groups, open_inputs
 from beitcli.engine.io.output_paths import is_stdout
 from beitcli.engine.io.outputs import OutputFile, finish
@@ -31,6 +31,7 @@ from beitcli.pictures.masks import Guesses, mask_panels
 from beitcli.runtime.metric_text import counted
 
 _PICTURE = 448
+_OF_TRAINING = "images of the model's training data"
 _ON_A_SHEET = 224  # width of a panel on a sheet of several images, in pixels
 
 
@@ -67,11 +68,11 @@ def mask_preview(
     """
     to_stdout = is_stdout(config.output)
     draws = bool(config.output) or config.preview
-    guesser = None
+    guesser, trained_on = None, False
     if config.model:
-        from beitcli.engine.mask_guesses import open_guesser  # torch
+        from beitcli.engine.mask_guesses import learned_from, open_guesser  # torch
 
-        guesser = open_guesser(config, draws, on_event)
+        guesser, trained_on = open_guesser(config, draws, on_event), learned_from(config)
     if guesser is not None:
         config = with_models_intensity(config, guesser.checkpoint.settings)
     masking, seed = masking_of(config, guesser.checkpoint if guesser else None)
@@ -86,6 +87,10 @@ def mask_preview(
         inputs = ProtectedInputs(config, source)
         planned = picture_outputs(config.output, "-o", source, inputs, overwrite=config.overwrite)
         outputs, on_sheet = planned.files, planned.is_sheet
+    if trained_on and draws:
+        held_out = "a twentieth at most was held out"
+        other = "; --split val shows others" if "validation" in source.splits else ""
+        on_event(Note(f"These are images of the data that '{config.model}' learned from ({held_out}){other}."))
     together: list[list[Panel]] = []
     legend: tuple[str, ...] = ()
     bad = 0
@@ -103,6 +108,7 @@ def mask_preview(
                 output, panels = outputs[index] if outputs else None, None
                 if draws:
                     legend = guesses[index].legend if index in guesses else ()
+                    legend += (_OF_TRAINING,) if trained_on else ()
                     width = _ON_A_SHEET if on_sheet else _PICTURE
                     panels = _panels(image, masks[index], guesses.get(index), source.path(index), width)
                 if panels and config.preview:

@@ -5,6 +5,7 @@
 | `entropy_share`: entropy of the codes / ln min(V, tokens) | 0.75 or more | below 0.5 |
 | share of the most frequent code | 0.1 or 4 / V or less | above 0.4 |
 | explained variance, where it has a decoder | 0.5 or more | below 0.25 |
+| PSNR, where it has a decoder | at least that of the mean colour of each patch | |
 
 Between the two it is usable; the worst figure decides. What the thresholds rest on: docs/results.md.
 """
@@ -20,6 +21,9 @@ from beitcli.runtime.metric_text import counted
 
 Level = Literal["suits", "usable", "does not suit", "cannot tell"]
 ENTROPY_SHARE, COMMONEST_SHARE, _EXPLAINED = (0.75, 0.5), (0.1, 0.4), (0.5, 0.25)
+# dB of the mean colour of each patch, from which on it errs by less than the rounding of pixels: patches are of one
+# colour each, and no tokenizer can do better.
+_FLAT_PATCHES = -20 * math.log10(0.5 / 255)
 _EVEN = 4  # times its even share 1 / V, a code is not too common
 TOKENS_PER_CODE = 4  # fewer tokens do not show how the codes are used
 _NAMED = 3  # more inputs than these are not repeated in the command
@@ -81,7 +85,16 @@ def _faults(figures: dict[str, Any]) -> list[tuple[str, bool]]:
     if explained is not None and explained < _EXPLAINED[0]:
         pictures = f"explain {explained:.0%} of the variance" if explained > 0 else "are worse than one colour an image"
         found.append((f"its pictures {pictures} ({_decibels(figures)})", explained < _EXPLAINED[1]))
+    elif _is_worse_than_patch_colours(figures):
+        own, plain = figures["psnr"], figures["psnr_patch_mean"]
+        found.append((f"one plain colour a patch is closer to the images ({plain:.1f} dB) than its pictures ({own:.1f} "
+                      "dB)", False))  # fmt: skip
     return found
+
+
+def _is_worse_than_patch_colours(figures: dict[str, Any]) -> bool:
+    own, plain = figures["psnr"], figures["psnr_patch_mean"]
+    return own is not None and plain is not None and own < plain < _FLAT_PATCHES
 
 
 def _usage(figures: dict[str, Any]) -> str:
@@ -93,7 +106,9 @@ def _usage(figures: dict[str, Any]) -> str:
 
 def _decibels(figures: dict[str, Any]) -> str:
     own = "no error" if figures["psnr"] is None else f"{figures['psnr']:.1f} dB"
-    return f"{own}; one colour an image: {figures['psnr_image_mean']:.1f} dB"
+    plain = figures["psnr_patch_mean"]
+    a_patch = "no error" if plain is None or plain >= _FLAT_PATCHES else f"{plain:.1f} dB"
+    return f"{own}; one colour an image: {figures['psnr_image_mean']:.1f} dB, a patch: {a_patch}"
 
 
 def _summary(figures: dict[str, Any]) -> str:

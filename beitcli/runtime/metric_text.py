@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Mapping
 
 HELD_OUT = "held_out_"
 TRAIN_LABEL = "train:"  # of lines with metrics of training beside those of measured images
-_FORMATS = {"loss": ".4f", "accuracy": ".3f", "lr": ".2e", "weight": ".2e", "norm": ".2f", "second": ".0f",
-            "compiled": ".0f"}  # fmt: skip
+_FORMATS = {"loss": ".4f", "entropy": ".4f", "accuracy": ".3f", "lr": ".2e", "weight": ".2e", "norm": ".2f",
+            "second": ".0f", "compiled": ".0f"}  # fmt: skip
 _TOP = 5  # most likely classes, of `top5`
 _SHARES = {"top1", "top5", "accuracy", "share", "miou", "iou", "ap", "ap50", "ap75", "f1"}  # words of their names
 _ERROR = "_std_error"
 _COUNTS = ("images", "codes_used")
 _TITLES = {
+    "loss_lead": "lead of the loss over guessing",
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
     "miou": "mean IoU",
@@ -44,6 +45,7 @@ _WHERE_IT_MATTERS: dict[str, Callable[[float], bool]] = {
     f"{HELD_OUT}images": lambda images: False,  # a count, not a metric
     "mae_normalized": lambda error: False,  # twice `mae`
     "masked_accuracy_std_error": lambda error: False,  # of the verdict
+    "loss_lead_std_error": lambda error: False,  # too
     "measured_patches": lambda patches: False,  # counts too
     "measured_images": lambda images: False,
     "measured_tokens": lambda tokens: False,
@@ -88,11 +90,12 @@ def metric_texts(metrics: Mapping[str, float], classes: int = 0, *, on_training:
     ]
 
 
-def key_figures(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
+def key_figures(metrics: Mapping[str, float], prefix: str = "", *, with_guess: bool = False) -> list[str]:
     """Returns what says most of pretraining beside its baseline, such as `masked accuracy 4.2% = 11 x guessing`.
 
     Args:
         prefix: HELD_OUT for the metrics of held-out images.
+        with_guess: Whether what guessing gives stands behind: `(0.38%)`.
 
     Returns:
         The accuracy as a multiple of that of the most frequent token, then the loss against the entropy of the tokens,
@@ -105,7 +108,8 @@ def key_figures(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
     loss = metrics.get(f"{prefix}masked_loss", metrics.get(f"{prefix}loss"))
     texts = []
     if accuracy is not None and baseline:
-        texts.append(f"masked accuracy {percent(accuracy)} = {accuracy / baseline:.1f} x guessing")
+        guess = f" ({percent(baseline)})" if with_guess else ""
+        texts.append(f"masked accuracy {percent(accuracy)} = {accuracy / baseline:.1f} x guessing{guess}")
     if loss is not None and entropy is not None:
         side = "below" if loss <= entropy else "above"
         texts.append(f"loss {loss:.2f}, {abs(entropy - loss):.2f} {side} entropy {abs(entropy):.2f}")
@@ -117,14 +121,18 @@ def key_figures(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
 _OF_KEY_FIGURES = ("loss", "masked_accuracy", "baseline_accuracy", "unigram_entropy", "baseline_loss")
 
 
-def figure_texts(metrics: Mapping[str, float], classes: int = 0, *, on_training: bool = False) -> list[str]:
+def figure_texts(
+    metrics: Mapping[str, float], classes: int = 0, *, on_training: bool = False, with_guess: bool = False
+) -> list[str]:
     """Returns all figures of a line, the most important first: `key_figures`, then what they leave out.
 
     Args:
         classes: Number of classes that are told apart; 0 if unknown.
         on_training: Whether the measured images are training images.
+        with_guess: As of `key_figures`.
     """
-    trained, held_out = key_figures(metrics), key_figures(metrics, HELD_OUT)
+    trained = key_figures(metrics, with_guess=with_guess)
+    held_out = key_figures(metrics, HELD_OUT, with_guess=with_guess)
     told = {name for found, prefix in ((trained, ""), (held_out, HELD_OUT)) if found for name in
             (prefix + each for each in _OF_KEY_FIGURES)}  # fmt: skip
     others = {name: value for name, value in metrics.items() if name not in told}

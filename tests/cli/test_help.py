@@ -158,6 +158,19 @@ def test_help_of_finetune_says_whose_settings_it_shows_and_how_to_see_the_others
     assert panels[-3 - len(last) :] == ["Augmentation", *last, "Machine", "Output"]
 
 
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "train-tokenizer"])
+def test_help_of_a_training_begins_with_what_a_first_one_takes(beit: Callable, command: str) -> None:
+    for option in ("--help", "--help-all"):
+        text = ESCAPE.sub("", beit(command, option).out)
+        flags = re.findall(r"^│ (--[a-z-]+)", text, re.MULTILINE)
+        flags = flags[flags.index("--help-all") + 1 :]
+        assert flags[:4] == ["--recipe", "--out", "--resume", "--dry-run"]
+        schedule = flags.index("--epochs")
+        assert flags[schedule : schedule + 4] == ["--epochs", "--steps", "--batch-size", "--lr"]
+        panels = re.findall(r"^╭─ (\w+)", text, re.MULTILINE)
+        assert panels[:4] == ["Arguments", "Options", "Run", "Schedule"]
+
+
 def test_help_shows_the_values_of_the_task_and_of_a_recipe_that_is_named(beit: Callable) -> None:
     words = [
         (["--task", "segment"], r"--short-side .*\[default: 512, recipe base-ade20k\]"),

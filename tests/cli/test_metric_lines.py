@@ -133,12 +133,12 @@ def test_lines_of_a_log_are_no_wider_than_150_columns_and_hold_the_key_figures()
     key = {"masked_accuracy": 0.42, "baseline_accuracy": 0.38, "loss": 5.0, "unigram_entropy": 1.88, "lr": 1e-3}
     speed = {"images_per_second": 1934.2, "data_wait_share": 0.03}
     assert output.PlainLines().line_of(Progress("pretrain", 1240, 3200, metrics=speed | key)) == (
-        "pretrain: step 1,240/3,200, train: masked accuracy 42.0% = 1.1 x guessing  loss 5.00, 3.12 above entropy "
-        "1.88  lr 1.00e-03  1,934 images/s, data 3%"
+        "pretrain: step 1,240/3,200, train: masked accuracy 42.0% = 1.1 x guessing (38.0%)  loss 5.00, 3.12 above "
+        "entropy 1.88  1,934 images/s, data 3%"
     )
     assert output.PlainLines().line_of(Progress("pretrain", 12, 32, metrics=speed | key)) == (
-        "pretrain: step 12/32, train: masked accuracy 42.0% = 1.1 x guessing  loss 5.00, 3.12 above entropy 1.88  "
-        "lr 1.00e-03  1,934 images/s, data 3%"
+        "pretrain: step 12/32, train: masked accuracy 42.0% = 1.1 x guessing (38.0%)  loss 5.00, 3.12 above entropy "
+        "1.88  lr 1.00e-03  1,934 images/s, data 3%"
     )
     many = {f"loss_of_part_{number}": 1.0 for number in range(20)}
     long = Progress("finetune", 1, 9, metrics={"loss": 1.5} | many | {f"held_out_{name}": 1.0 for name in many})
@@ -167,6 +167,18 @@ def test_line_begins_with_the_figures_beside_their_baselines() -> None:
         "masked accuracy 10.0% = 2.0 x guessing  loss 5.00, 0.50 above entropy 4.50  probe top1 0.7500  "
         "held-out masked accuracy 0.250  held-out loss 5.2500  gradient norm 1.23  lr 1.00e-03"
     )
+
+
+def test_guessing_is_told_where_figures_of_training_and_of_measured_images_stand_together() -> None:
+    """Each factor is of the frequencies of its own tokens."""
+    training = {"masked_accuracy": 0.047, "baseline_accuracy": 0.0075}
+    measured = {"held_out_masked_accuracy": 0.05, "held_out_baseline_accuracy": 0.009, "held_out_measured_images": 500}
+    event = Progress("pretrain", 80, 400, metrics=training | measured)
+    assert output.PlainLines().line_of(event) == (
+        "pretrain: step 80/400, train: masked accuracy 4.7% = 6.3 x guessing (0.75%)"
+    )
+    told = "pretrain: step 80, 500 held-out: masked accuracy 5.0% = 5.6 x guessing (0.90%)"
+    assert output.held_out_line(event, 80) == told
 
 
 def test_average_precision_is_shown_and_what_is_of_one_class_is_not() -> None:

@@ -13,7 +13,7 @@ import beitcli
 from beitcli.cli.app import main
 from beitcli.cli.console import CommandConsole
 from beitcli.cli.tables import comparison_table, facts_table, in_words, rows_table
-from beitcli.engine.events import Note, Warned, openings
+from beitcli.engine.events import Note, Saved, Warned, openings
 from beitcli.runtime.metric_text import epochs_text
 from tests.cli.test_contract import at_terminal, screen
 from tests.conftest import Ended
@@ -175,13 +175,15 @@ def test_shares_below_one_another_have_the_same_digits_and_decibels_are_named() 
 
 
 def test_times_of_a_training_are_told_as_the_report_tells_them() -> None:
-    report = {"seconds": 266.4, "measuring_seconds": 2.52, "tokenizer_seconds": None, "total_seconds": 3753.6}
+    """The first three add up to the last."""
+    report = {"seconds": 188.0, "measuring_seconds": 2.52, "tokenizer_seconds": 75.0, "total_seconds": 265.52}
     assert in_words(report) == {
-        "time": "4 min 26 s",
+        "training time": "3 min 08 s",
         "measuring time": "2.5 s",
-        "time of the tokenizer": None,
-        "total time": "1 h 02 min",
+        "tokenizer before it": "1 min 15 s",
+        "total time": "4 min 26 s",
     }
+    assert in_words({"seconds": 12.0}) == {"time": "12 s"}
 
 
 def test_what_was_measured_on_is_counted_once() -> None:
@@ -239,3 +241,14 @@ def test_statistics_of_random_masks_tell_no_blocks() -> None:
     _, said = at_terminal(lambda: main(["mask-preview", "--stats", "5", "--masking", "random"]))
     assert "block" not in said
     assert "-o PICTURE draws them, --json prints every number" in said
+
+
+def test_a_checkpoint_that_was_long_in_writing_says_why_its_line_is_late(capsys: pytest.CaptureFixture[str]) -> None:
+    console = CommandConsole()
+    for event in (Saved("", 24, 0.1, 0.5), Saved("", 48, 0.1, 7.25), Saved("", 72, 1.5, 3.0)):
+        console.on_event(event)
+    assert capsys.readouterr().err.splitlines() == [
+        "saved step 24",
+        "saved step 48, written in 7.2 s beside the training",
+        "saved step 72, written in 3 s beside the training; training waited 1.5 s for it",
+    ]

@@ -16,6 +16,7 @@ import beitcli
 from beitcli.cli.command_table import COMMANDS
 from beitcli.config.resolve import resolve
 from beitcli.config.toml_text import dump_toml
+from beitcli.runtime.metric_text import metric_label
 from tests.documents.reading import DOCUMENTS, GUIDES, ROOT, blocks, commands, flags_of, typed
 
 ENVIRONMENT = "python3 -m venv .venv && . .venv/bin/activate && "
@@ -127,3 +128,10 @@ def test_the_pages_can_be_followed_in_one_folder() -> None:
         name for name, each in pages.items() if "README.md" in each
     }
     assert len(pages) > 30
+
+
+def test_figures_on_a_line_of_progress_are_explained() -> None:
+    names = ["gradient_norm", "lr", "reconstruction", "kl", "usage_kl", "kl_weight", "temperature", "commitment"]
+    names += ["codes_replaced", "main_loss", "psnr_patch_mean", "entropy_share", "loss_lead_std_error"]
+    explained = set(re.findall(r"`([^`\n]+)`", (ROOT / "docs" / "guides" / "metrics.md").read_text()))
+    assert [name for name in names if not {name, metric_label(name)} & explained] == []

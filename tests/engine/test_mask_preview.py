@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from beitcli.config.resolve import resolve
 from beitcli.data.loading.batch_datasets import StreamPart
 from beitcli.data.loading.batches import training_batches
 from beitcli.data.sources.open_data import open_data
-from beitcli.engine.events import Drawn
+from beitcli.engine.events import Drawn, Event, Note
 from beitcli.engine.mask_preview import mask_preview
 from beitcli.engine.mim.task import transform_and_masking
 from beitcli.engine.trainer.data import hold_out, open_images
@@ -290,6 +291,22 @@ def test_mask_preview_with_a_model_draws_four_panels_and_tells_the_accuracy(
         assert len(panels) == 4
         assert panels[3].notes == (f"{round(6 * accuracy)} of 6 right ({accuracy:.0%})",)
         assert seen[-1].legend[0] == "disc: right, cross: wrong"
+
+
+def test_images_that_a_run_learned_from_are_said_to_be_so(
+    beit: Callable, pretrained_run: Path, labelled_folder: Path, tmp_path: Path
+) -> None:
+    others = tmp_path / "others"
+    shutil.copytree(labelled_folder, others)
+    for data, told in ((labelled_folder, True), (others, False)):
+        flags = {"inputs": [str(data)], "limit": 1, "model": str(pretrained_run), "preview": True}
+        events: list[Event] = []
+        list(mask_preview(resolve(MaskPreviewConfig, flags).config, events.append))
+        (drawn,) = (event for event in events if isinstance(event, Drawn))
+        assert ("images of the model's training data" in drawn.legend) is told
+        notes = [event.message for event in events if isinstance(event, Note)]
+        said = f"These are images of the data that '{pretrained_run}' learned from (a twentieth at most was held out)."
+        assert (said in notes) is told
 
 
 def test_stats_are_drawn(beit: Callable, tmp_path: Path) -> None:

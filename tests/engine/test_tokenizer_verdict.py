@@ -135,10 +135,27 @@ def test_a_tokenizer_whose_codes_are_even_and_whose_pictures_are_close_suits(sta
     assert document["verdict"] == "suits"
     assert document["reason"].startswith("The tokenizer suits this data: 27 of 27 codes, perplexity ")
     assert "dB; one colour an image: " in document["reason"]
+    assert "dB, a patch: no error)" in document["reason"]
     assert "warning" not in told
     blind, _ = stats("palette-blind/3", data)
     assert (blind["verdict"], blind["mae"], blind["explained_variance"]) == ("suits", None, None)
     assert "it has no decoder" in blind["reason"]
+
+
+def test_a_tokenizer_that_a_plain_colour_a_patch_beats_does_not_suit_without_a_word(
+    stats: Callable, tmp_path: Path
+) -> None:
+    """The noise within patches is no token's matter; a third of the range is coarser than each patch's own mean."""
+    document, told = stats("palette/3", save(tmp_path / "data", colorful(), noise=0.1))
+    own, plain = document["psnr"], document["psnr_patch_mean"]
+    assert own < plain
+    assert document["explained_variance"] > 0.5
+    assert document["verdict"] == "usable"
+    assert (
+        f"but one plain colour a patch is closer to the images ({plain:.1f} dB) than its pictures ({own:.1f} dB). One "
+        "trained on it may do better. Train one on this data, or this one longer if it was: beit train-tokenizer "
+    ) in document["reason"]
+    assert "warning: The tokenizer is usable" in told
 
 
 def test_pictures_without_any_error_have_no_psnr_and_suit(stats: Callable, tmp_path: Path) -> None:

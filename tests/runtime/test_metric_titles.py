@@ -32,3 +32,4 @@ def test_figures_are_percentages_counts_or_numbers() -> None:
     texts = [figure_text(*each) for each in (("miou", 0.302), ("images", 1234.0), ("loss", 2.0))]
     assert texts == ["30.2%", "1,234", "2.0000"]
     assert figure_text("masked_accuracy_std_error", 0.00291) == "0.0029"
+    assert [figure_text(name, 5.49736) for name in ("loss", "unigram_entropy")] == ["5.4974", "5.4974"]

@@ -188,28 +188,41 @@ class _TokenAccumulator(MetricAccumulator):
 
     def __init__(self, counts: torch.Tensor, trained: torch.Tensor) -> None:
         self.counts, self.trained = counts, trained
-        # per batch: summed loss, patches, images, and (2,) correct patches and the squares of those of each image; the
-        # tensors are read at the end, as to read one waits for the device
-        self.parts: list[tuple[torch.Tensor, int, int, torch.Tensor]] = []
+        self.guess = ((trained + 1).float() / (trained.sum() + len(trained)).float()).log()  # as `trained_frequencies`
+        # per batch: summed loss, patches, images, and two (2,) tensors, sums over images and over their squares: of the
+        # correct patches, and of the nats by which the loss is below the guess's. All are read at the end, as to read a
+        # tensor waits for the device.
+        self.parts: list[tuple[torch.Tensor, int, int, torch.Tensor, torch.Tensor]] = []
 
     def update(
         self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None, images: int = 0
     ) -> None:
-        loss = F.cross_entropy(outputs.float(), targets, reduction="sum")
+        losses = F.cross_entropy(outputs.float(), targets, reduction="none")
         right = outputs.argmax(dim=1) == targets
         if metric_mask is not None:
             right = right & metric_mask
         by_image = right.view(images, -1).sum(dim=1) if images else right.new_zeros(0, dtype=torch.int64)
-        self.parts.append((loss, len(targets), images, torch.stack((right.sum(), by_image.square().sum()))))
+        correct = torch.stack((right.sum(), by_image.square().sum()))
+        lead = (-self.guess[targets] - losses).view(images or 1, -1).sum(dim=1)
+        led = torch.stack((lead.sum(), lead.square().sum()))
+        self.parts.append((losses.sum(), len(targets), images, correct, led))
         self.counts.scatter_add_(0, targets, _weights(targets, metric_mask))
 
     def update_empty(self) -> None:
-        self.parts.append((torch.zeros(()), 0, 0, torch.zeros(2, dtype=torch.int64)))
+        self.parts.append((torch.zeros(()), 0, 0, torch.zeros(2, dtype=torch.int64), torch.zeros(2)))
 
     def compute(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
-        """`masked_accuracy_std_error`: standard error with images as the units, as the patches of one are alike."""
-        parts = [(float(loss), patches, images, *right.tolist()) for loss, patches, images, right in self.parts]
-        loss, patches, images, right, squares = map(sum, zip(*world.gather_interleaved(parts), strict=True))
+        """Standard errors have images as the units, as the patches of one are alike.
+
+        `loss_lead_std_error` is that of how far the loss is below that of a guess by the frequencies trained on.
+        """
+        parts = [
+            (float(loss), patches, images, *right.tolist(), *led.tolist())
+            for loss, patches, images, right, led in self.parts
+        ]
+        loss, patches, images, right, squares, lead, lead_squares = map(
+            sum, zip(*world.gather_interleaved(parts), strict=True)
+        )
         counts = world.all_reduce_sum(self.counts.clone())
         hidden = int(counts.sum())
         enough = _PATCHES_PER_CODE * len(counts)
@@ -219,8 +232,8 @@ class _TokenAccumulator(MetricAccumulator):
         if images:
             known["measured_images"] = images
         if images > 1:
-            variance = (squares - right * right / images) / (images - 1)  # of the correct ones of an image
-            known["masked_accuracy_std_error"] = math.sqrt(max(0.0, variance) * images) / hidden
+            known["masked_accuracy_std_error"] = _error_of_sum(right, squares, images) / hidden
+            known["loss_lead_std_error"] = _error_of_sum(lead, lead_squares, images) / patches
         return {
             "loss": loss / patches,
             "masked_accuracy": right / hidden,
@@ -228,6 +241,12 @@ class _TokenAccumulator(MetricAccumulator):
             "unigram_entropy": entropy,
             **known,
         }
+
+
+def _error_of_sum(total: float, squares: float, number: int) -> float:
+    """Returns the standard error of a sum over `number` units, from it and from the sum over their squares."""
+    variance = (squares - total * total / number) / (number - 1)
+    return math.sqrt(max(0.0, variance) * number)
 
 
 def joined_metrics(last: dict[str, float], aggregated: dict[str, float]) -> dict[str, float]:
@@ -252,16 +271,22 @@ def trained_baselines(counts: torch.Tensor, trained: torch.Tensor) -> tuple[floa
 
     As `unigram_metrics`: the share that the most frequent token of training has, and the cross entropy in nats. The
     measured tokens' own frequencies are too good a guess where they are few: n tokens have an entropy of ln n at most.
-    Each code counts once more than it was trained on, as none is impossible.
+    No code is impossible.
 
     Args:
         counts: (V,) of the measured tokens.
         trained: (V,) of the others.
     """
-    measured, others = counts.cpu().double(), trained.cpu().double()
-    frequencies = (others + 1) / (others.sum() + len(others))
-    guessed = measured[others.argmax()]
-    return float(guessed / measured.sum()), float(-(measured * frequencies.log()).sum() / measured.sum())
+    measured = counts.cpu().double()
+    guessed = measured[trained.argmax().cpu()]
+    guess = trained_frequencies(trained)
+    return float(guessed / measured.sum()), float(-(measured * guess.log()).sum() / measured.sum())
+
+
+def trained_frequencies(trained: torch.Tensor) -> torch.Tensor:
+    """Returns (V,) float64 frequencies on the CPU: each code counts once more than it was trained on."""
+    counts = trained.cpu().double()
+    return (counts + 1) / (counts.sum() + len(counts))
 
 
 class PixelTarget(Target):

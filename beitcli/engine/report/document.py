@@ -26,7 +26,9 @@ from beitcli.runtime.metric_text import (
 
 _FINGERPRINT = 16  # characters that are shown
 _POINTS = 400  # of a curve at most
-_OF_VERDICT = ("masked_accuracy_std_error", "measured_patches", "measured_images", "measured_tokens")
+_OF_VERDICT = (
+    "masked_accuracy_std_error", "loss_lead_std_error", "measured_patches", "measured_images", "measured_tokens",
+)  # fmt: skip
 _NOT_CURVES = ("step", "epoch", *(f"{HELD_OUT}{name}" for name in _OF_VERDICT))
 _ENTROPY = "entropy of the tokens (best guess without the image)"
 _BASELINES = {  # metric -> the figure of a guess that ignores the image

@@ -44,6 +44,19 @@ def interval_of(name: str, measured: Mapping[str, float]) -> tuple[float, float]
     return share_interval(value, images) if name in ("top1", "top5") and images > 0 and 0 <= value <= 1 else None
 
 
+def loss_lead(measured: Mapping[str, float], lead: float) -> tuple[float, float] | None:
+    """Returns the interval of 95% of how far the loss is below guessing; None of one image, or where it is unknown.
+
+    Args:
+        lead: In nats.
+    """
+    error, images = measured.get("loss_lead_std_error"), int(measured.get("measured_images", 0))
+    if error is None or images < 2:
+        return None
+    half = error * student_95(images - 1)
+    return lead - half, lead + half
+
+
 def commonest_share(labels: Iterable[float]) -> float:
     """Returns the share of the most frequent label: how often always guessing it is right; 0 of nothing."""
     counts = Counter(labels)

@@ -21,7 +21,7 @@ from beitcli.engine.report.run_state import (
     settings_of_run,
 )
 from beitcli.engine.report.run_time import RunTime, time_of
-from beitcli.engine.report.verdict import Measured
+from beitcli.engine.report.verdict import OF_OWN_TOKENIZER, Measured
 from beitcli.runtime.metric_text import HELD_OUT
 from beitcli.runtime.storage.regular_files import open_regular
 from beitcli.runtime.storage.safe_json import parse_json
@@ -105,7 +105,17 @@ class RunRecord:
             labelled=sum(count > 0 for count in labelled.values()),
             absent=frozenset(str(each) for n, each in enumerate(classes or ()) if labelled and not labelled.get(n)),
             on_training=self.on_training,
+            length=self._length,
         )
+
+    @property
+    def _length(self) -> str:
+        """The option of how long the training is; of a pretraining's own tokenizer that of the pretraining."""
+        if self.command == "train-tokenizer" and self.path.resolve().name == "tokenizer":
+            with suppress(OSError, ValueError):  # a run of its own
+                if settings_of_run(self.path.resolve().parent).get("command") == "pretrain":
+                    return OF_OWN_TOKENIZER
+        return "--steps" if self.settings.get("steps") else "--epochs"
 
     @property
     def class_names(self) -> list[str]:

@@ -9,8 +9,8 @@
 | finetune, mean IoU | a tenth of the way from always that class to 100%, half of the classes found | |
 | finetune, AP | 5% | |
 
-What is neither is `early`: little or nothing yet. So is a pretraining on tokens of few codes,
-and one whose lead on both guesses is no more than the place of a patch may give.
+What is neither is `early`: little or nothing yet. So is a pretraining on tokens of few codes, one whose lead on both
+guesses is no more than the place of a patch may give, and one that few patches show to be better by its loss alone.
 
 A loss of held-out images that is at its lowest before the last save is told, and so is one that still falls.
 """
@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from beitcli.engine.report.intervals import interval_of, share_interval
+from beitcli.engine.report.intervals import interval_of, loss_lead, share_interval
 from beitcli.engine.tokenizer_verdict import COMMONEST_SHARE, ENTROPY_SHARE, TOKENS_PER_CODE
 from beitcli.runtime.metric_text import is_share, percent
 
@@ -34,10 +34,9 @@ Measurings = Sequence[tuple[int, Mapping[str, float]]]
 _TIMES, _NATS = 1.5, 0.3
 _OF_MEAN_COLOUR = 0.95  # of its error on pixels; the place of a patch gives 1.00, 0.98 and 0.68 on the same images
 _HEADINGS = {"good": "good", "early": "not convincing yet", "bad": "not working", "unknown": "no verdict"}
-_LONGER = "Train longer, or on more images."
 OTHER_TOKENIZER = "Train another one first: beit train-tokenizer, until beit tokenize --stats says that it suits."
 _MORE_STEPS = "Give more --tokenizer-steps, or train one first: beit train-tokenizer."
-_ANOTHER_KIND = "Train it longer, or another --kind of it, such as vq."
+OF_OWN_TOKENIZER = "--tokenizer-steps"
 _BY_HEART = "It may know by heart what it was measured on, its training images"
 _STILL = 0.02  # share of all progress, made in the last fifth, that is still progress
 _WORSE = 0.02  # of the loss itself: a rise that is more than noise
@@ -82,6 +81,7 @@ class Measured:
         absent: Names of classes that do not.
         tokenizer: That of the tokenizer which a pretraining trained for itself; None without one.
         on_training: Whether the measured images are training images, too few to hold any out.
+        length: The option of how long the training is.
     """
 
     command: str
@@ -93,6 +93,12 @@ class Measured:
     absent: frozenset[str] = frozenset()
     tokenizer: Measured | None = None
     on_training: bool = False
+    length: str = "--steps"
+
+    @property
+    def way_out(self) -> str:
+        """What to do where little is learnt."""
+        return f"Train longer ({self.length}), or on more images."
 
 
 def verdict_of(measured: Measured) -> Verdict:
@@ -113,7 +119,7 @@ def _judged(last: Mapping[str, float], measured: Measured) -> Verdict:
     if "masked_accuracy" in last:
         return _tokens(last, measured)
     if measured.command == "pretrain":
-        return _pixels(last, measured.measurings)
+        return _pixels(last, measured)
     if "perplexity" in last:
         return _tokenizer(last, measured)
     return _finetuned(last, measured)
@@ -149,22 +155,47 @@ def _tokens(last: Mapping[str, float], measured: Measured) -> Verdict:
     if poor is not None:
         way_out = OTHER_TOKENIZER if measured.tokenizer is None else _MORE_STEPS
         return Verdict(poor.grade, f"The tokens say little: {poor.text}. {figures}. {way_out}", needs_tokenizer=True)
-    if accuracy <= guess:
-        return _nothing(figures)
+    if accuracy <= guess and above >= 0:
+        return _nothing(figures, measured)
     if above >= 0:
         over = f"the loss {loss:.2f} is {above:.2f} nats above the entropy of the tokens"
-        return Verdict("early", f"It has learnt little yet: {over}; {figures}. {_LONGER}")
-    if low <= guess:
-        return Verdict("early", f"It is not shown to be better than guessing: {figures}. {_LONGER}{few}")
+        return Verdict("early", f"It has learnt little yet: {over}; {figures}. {measured.way_out}")
     if images == 1:
         return Verdict("unknown", f"One image does not tell whether it learns: {figures}. Give more images.")
+    if low <= guess:
+        return _by_loss(last, loss, figures, measured)
     if accuracy < _TIMES * guess and -above < _NATS:
         return Verdict(
             "early",
-            f"It is barely better than guessing: {figures}. The place of a patch may give as much. {_LONGER}",
+            f"It is barely better than guessing: {figures}. The place of a patch may give as much. {measured.way_out}",
         )
     name = "masked_loss" if "masked_loss" in last else "loss"
-    return Verdict("good", f"It is learning: {figures}.{_trend(measured.measurings, name)}{few}")
+    return Verdict("good", f"It is learning: {figures}.{_trend(measured, name)}{few}")
+
+
+def _by_loss(last: Mapping[str, float], loss: float, figures: str, measured: Measured) -> Verdict:
+    """Judges by the loss where the accuracy is not shown to be better than guessing, as of few patches.
+
+    Even without the image, all codes alike give a loss of ln V: a guess by the tokens of training may be worse, where
+    the measured ones differ.
+    """
+    codes = measured.vocab_size
+    guess = min(last["unigram_entropy"], math.log(codes) if codes else math.inf)
+    lead, between = guess - loss, loss_lead(last, guess - loss)
+    few = _few(images) if (images := int(last.get("measured_images", 0))) else ""
+    range_ = f" (95%: {between[0]:.2f} to {between[1]:.2f})" if between else ""
+    below = f"{abs(lead):.2f} nats {'below' if lead >= 0 else 'above'} {guess:.2f}, that of a guess without the image"
+    if between is None or between[0] <= 0:
+        if last["masked_accuracy"] <= last.get("baseline_accuracy", 0.0) and (between or lead <= 0):
+            return _nothing(f"{figures}; its loss is {loss:.2f}, {below}{range_}", measured, few)
+        text = f"It is not shown to be better than guessing: {figures}; its loss is {loss:.2f}, {below}{range_}."
+        return Verdict("early", f"{text} {measured.way_out}{few}")
+    place = " The place of a patch may give as much." if lead < _NATS else ""
+    return Verdict(
+        "early",
+        f"It has begun to learn, by its loss: {loss:.2f}, {below}{range_}.{place} Its accuracy is not shown to be "
+        f"better than guessing: {figures}. {measured.way_out}{few}",
+    )
 
 
 def _poor_tokens(last: Mapping[str, float], measured: Measured) -> Verdict | None:
@@ -186,25 +217,26 @@ def _poor_tokens(last: Mapping[str, float], measured: Measured) -> Verdict | Non
     return None
 
 
-def _pixels(last: Mapping[str, float], measurings: Measurings) -> Verdict:
+def _pixels(last: Mapping[str, float], measured: Measured) -> Verdict:
     loss, guess = last.get("masked_loss", last.get("loss", 0.0)), last.get("baseline_loss", 0.0)
     figures = f"the error of the hidden pixels is {loss:.4f}"
     figures += f", {loss / guess:.0%} of that of the mean colour ({guess:.4f})" if guess else ""
     if guess and loss >= guess:
-        return _nothing(figures)
+        return _nothing(figures, measured)
     if guess and loss > _OF_MEAN_COLOUR * guess:
-        return Verdict("early", f"It is barely better than guessing: {figures}. {_LONGER}")
+        return Verdict("early", f"It is barely better than guessing: {figures}. {measured.way_out}")
     name = "masked_loss" if "masked_loss" in last else "loss"
-    return Verdict("good", f"It is learning: {figures}.{_trend(measurings, name)}")
+    return Verdict("good", f"It is learning: {figures}.{_trend(measured, name)}")
 
 
 def _tokenizer(last: Mapping[str, float], measured: Measured) -> Verdict:
     poor = _poor_codes(last, measured.vocab_size)
     if poor is not None:
-        more = _ANOTHER_KIND if poor.grade == "bad" else _LONGER
+        another = f"Train it longer ({measured.length}), or another --kind of it, such as vq."
+        more = another if poor.grade == "bad" else measured.way_out
         return Verdict(poor.grade, f"{poor.text[0].upper()}{poor.text[1:]}. {more}")
     rising = next((name for name in ("psnr", "cosine") if name in last), "perplexity")
-    trend = _trend(measured.measurings, rising, rising=True)
+    trend = _trend(measured, rising, rising=True)
     return Verdict("good", f"The codebook is in use: {_code_use(last, measured.vocab_size)}{_fidelity(last)}.{trend}")
 
 
@@ -252,9 +284,9 @@ def _finetuned(last: Mapping[str, float], measured: Measured) -> Verdict:
         if images and low <= guess:
             text = f"It is not shown to be better than a fixed guess: {figures}.{_few(images)}"
             return Verdict("early", text, beats_guessing=False)
-        trend = "" if images < _FEW else _trend(measured.measurings, "top1", rising=True)
+        trend = "" if images < _FEW else _trend(measured, "top1", rising=True)
         if last["top1"] - guess < _LITTLE * (1 - guess):
-            text = f"It has begun to tell the classes apart: {figures}.{trend or f' {_LONGER}'}{_few(images)}"
+            text = f"It has begun to tell the classes apart: {figures}.{trend or f' {measured.way_out}'}{_few(images)}"
             return Verdict("early", text)
         return Verdict("good", f"It tells the classes apart: {figures}.{trend}{_few(images)}")
     for name, words in (("miou", "mean IoU"), ("ap", "AP"), ("mean_ap", "mAP")):
@@ -264,8 +296,8 @@ def _finetuned(last: Mapping[str, float], measured: Measured) -> Verdict:
     return Verdict("unknown", f"{name.replace('_', ' ')} {value:.4g} on {images:,} images." if name else "No figures.")
 
 
-def _nothing(figures: str, more: str = "") -> Verdict:
-    text = f"It has learnt nothing yet: {figures}. {_LONGER}{more}"
+def _nothing(figures: str, measured: Measured, more: str = "") -> Verdict:
+    text = f"It has learnt nothing yet: {figures}. {measured.way_out}{more}"
     return Verdict("early", text, beats_guessing=False, has_learnt_nothing=True)
 
 
@@ -286,11 +318,11 @@ def _by_metric(last: Mapping[str, float], measured: Measured, name: str, words: 
     if missed := sum(score < _NOT_FOUND for score in by_class):
         figures += f"; {missed:,} of {len(by_class):,} classes not found at all"
     if value <= max(guess, _NOT_FOUND):
-        return _nothing(figures, _few(images))
-    trend = "" if images < _FEW else _trend(measured.measurings, name, rising=True)
+        return _nothing(figures, measured, _few(images))
+    trend = "" if images < _FEW else _trend(measured, name, rising=True)
     little = value < _LITTLE_AP if name == "ap" else value - guess < _LITTLE * (1 - guess) or 2 * missed > len(by_class)
     if little:
-        text = f"It has learnt little yet: {figures}.{trend or f' {_LONGER}'}{_few(images)}"
+        text = f"It has learnt little yet: {figures}.{trend or f' {measured.way_out}'}{_few(images)}"
         return Verdict("early", text)
     return Verdict("good", f"It has learnt: {figures}.{trend}{_few(images)}")
 
@@ -299,14 +331,14 @@ def _few(images: int) -> str:
     return f" {images:,} images are too few to compare runs by." if images < _FEW else ""
 
 
-def _trend(measurings: Measurings, name: str, rising: bool = False) -> str:
+def _trend(measured: Measured, name: str, rising: bool = False) -> str:
     """Returns a sentence: whether the metric still improves, is level, or was better before; empty of few values.
 
     Args:
         rising: Whether more is better.
     """
     sign = -1.0 if rising else 1.0
-    values = [(step, sign * metrics[name]) for step, metrics in measurings if name in metrics]
+    values = [(step, sign * metrics[name]) for step, metrics in measured.measurings if name in metrics]
     if len(values) < 3:
         return ""
     words, first, (end, last) = name.replace("_", " "), values[0][1], values[-1]
@@ -316,5 +348,7 @@ def _trend(measurings: Measurings, name: str, rising: bool = False) -> str:
         return f" But the {words} was better at step {best_step:,} ({then}; now {now}): more images, or fewer epochs."
     before = next(value for step, value in reversed(values) if step <= 0.8 * end or step == values[0][0])
     if first > last and before - last > _STILL * (first - last):
-        return f" The {words} is still {'rising' if rising else 'falling'}: train longer."
+        if measured.length == OF_OWN_TOKENIZER:  # the pretraining that follows says how it fares
+            return ""
+        return f" The {words} was still {'rising' if rising else 'falling'}: more {measured.length} may get further."
     return f" The {words} is level at the end."

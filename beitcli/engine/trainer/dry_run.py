@@ -57,7 +57,7 @@ def dry_run(job: Job[Any]) -> dict[str, Any]:
     if job.flops:
         rows["utilisation"] = _utilisation(compute, job.flops * plan.batch_size / seconds)
     if busy:
-        rows["machine"] = f"{busy}; alone, steps take less time than measured here"
+        rows["machine"] = busy
     if before:
         rows["tokenizer first"] = f"about {duration(before)}"
     rows["training"] = f"about {duration(training)}"

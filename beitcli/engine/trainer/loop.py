@@ -69,6 +69,7 @@ def train(
     batches = prefetch_to_device(data.start(state.step * plan.batch_size, plan.steps - state.step), compute.device)
     lockstep = Lockstep(lambda: loop.fetch(batches), session.stop, compute.world)
     try:
+        loop.evaluate_if_missing()
         while state.step < plan.steps:
             # batch: every rank has its part, or all ranks stop
             stopping, moved = lockstep.enter(is_last=state.step + 1 == plan.steps)
@@ -279,8 +280,8 @@ class _Loop:
         return new
 
     def evaluate_if_missing(self) -> None:
-        """Evaluates, logs and saves again if a stop interrupted the evaluation of the last step."""
-        if self.state.metrics is not None:
+        """Evaluates, logs and saves again if a stop interrupted the evaluation of this step, where one was due."""
+        if self.state.metrics is not None or self.state.step not in self.measuring.due_at:
             return
         metrics: dict[str, float] = {}
         if self.evaluate(metrics):
@@ -288,6 +289,7 @@ class _Loop:
         self.log(metrics)
         self.saver.save(self.plan, self.state)
         self.saver.wait_on_all_ranks()
+        self.interval.begin()
 
     def log(self, metrics: dict[str, float]) -> None:
         """Writes a line of metrics.jsonl and to every other metric writer, and emits an event."""

@@ -21,7 +21,7 @@ from beitcli.engine.report.page import PAGE, report_page
 from beitcli.engine.report.record import EVALUATION, read_record
 from beitcli.engine.report.verdict import Measured, Verdict, verdict_of
 from beitcli.engine.trainer.arithmetic import store_arithmetic
-from beitcli.engine.trainer.busy_machine import busy_text, fewer_threads_text, load_average
+from beitcli.engine.trainer.busy_machine import busy_text, load_average
 from beitcli.engine.trainer.dry_run import dry_run
 from beitcli.engine.trainer.job import Finished, Job, Report
 from beitcli.engine.trainer.loop import train
@@ -48,7 +48,7 @@ def run_job(
         if config.dry_run:
             return dry_run(prepare(None))
         busy = busy_text(load_average(), os.cpu_count() or 1)  # before a tokenizer of its own makes it so
-        rows = {"machine": busy + fewer_threads_text(compute.device)} if busy else {}
+        rows = {"machine": busy} if busy else {}
         run = open_run(config, compute.world)
         store_arithmetic(run, compute)
         with StopRequest() as stop:

@@ -228,6 +228,15 @@ def test_a_constant_curve_is_drawn_when_it_is_smoothed(browser: Any, tmp_path: P
         assert 2 <= chart.locator("line.grid").count() <= 12
 
 
+def test_the_axis_of_steps_begins_at_0(browser: Any, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(report_page([write_run(tmp_path / "a")]))
+    with watched(browser, tmp_path / "page.html", 1440) as page:
+        page.set_default_timeout(10_000)
+        chart = page.locator("#charts figure", has=page.locator("figcaption", has_text="loss")).first
+        steps = [text for text in chart.locator("text").all_text_contents() if text.isdecimal()]
+        assert steps[-5:] == ["0", "10", "20", "30", "40"]  # below the losses
+
+
 def test_steps_at_the_end_of_the_numbers_are_drawn(browser: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "a")
     rows = [{"step": step, "loss": 1.0} for step in (2**62, 2**62 + 1)]

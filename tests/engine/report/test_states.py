@@ -13,6 +13,7 @@ from beitcli.cli.path_checks import hold_resumed
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
 from beitcli.engine.report.page import report_document, report_page
+from beitcli.engine.report.record import read_record
 from beitcli.engine.report.run_state import read_run
 from beitcli.engine.report.run_time import RunTime
 from beitcli.engine.trainer.metric_writers.jsonl import MetricsJsonl
@@ -127,3 +128,17 @@ def test_a_resumed_run_is_held_before_torch_is_loaded(pretrained_run: Path, tmp_
     del held, again
     assert read_run(run).state == "done"
     assert hold_resumed(resolve(PretrainConfig, flags | {"dry_run": True}).config) is None
+
+
+def test_the_option_of_how_long_a_training_is_is_the_one_that_was_given(tmp_path: Path) -> None:
+    settings = {
+        tmp_path: 'command = "pretrain"\nsteps = 400\n',
+        tmp_path / "tokenizer": 'command = "train-tokenizer"\nsteps = 100\n',
+        tmp_path / "alone": 'command = "finetune"\nepochs = 3.0\n',
+        tmp_path / "alone" / "tokenizer": 'command = "train-tokenizer"\nsteps = 100\n',  # in a folder of that name
+    }
+    for folder, text in settings.items():
+        folder.mkdir(exist_ok=True)
+        (folder / "config.toml").write_text(text)
+    told = [read_record(folder).measured.length for folder in settings]
+    assert told == ["--steps", "--tokenizer-steps", "--epochs", "--steps"]

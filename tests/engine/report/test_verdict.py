@@ -86,11 +86,52 @@ def test_an_accuracy_within_its_error_of_guessing_is_not_learning() -> None:
     )
     grade, text = judged(barely | {"masked_accuracy_std_error": 0.0001})
     assert (grade, text[:35]) == ("early", "It is barely better than guessing: ")
-    assert "Train longer, or on more images." in text
+    assert "Train longer (--steps), or on more images." in text
     assert judged(TOKENS | {"masked_accuracy_std_error": 0.002})[0] == "good"
     grade, text = judged(TOKENS | {"measured_patches": 75, "measured_images": 1})
     assert grade == "unknown"
     assert text.startswith("One image does not tell whether it learns: 4.2% of the hidden tokens ")
+
+
+FEW_PATCHES = {
+    "masked_accuracy": 0.004, "masked_accuracy_std_error": 0.004, "baseline_accuracy": 0.0, "loss": 6.301,
+    "unigram_entropy": 6.742, "measured_patches": 250, "measured_images": 10,
+}  # fmt: skip
+
+
+def test_where_few_patches_leave_the_accuracy_open_the_loss_is_told() -> None:
+    """0.441 nats, and Student's t of 9 degrees of freedom is 2.262."""
+    right = "0.40% of the hidden tokens right (95%: 0.0% to 1.3%)"
+    end = " Train longer (--steps), or on more images. 10 images are too few to compare runs by."
+    below = "6.30, 0.44 nats below 6.74, that of a guess without the image"
+    shown = "It has begun to learn, by its loss: {}. Its accuracy is not shown to be better than guessing: {}."
+    assert judged(FEW_PATCHES | {"loss_lead_std_error": 0.05}, vocab_size=1024) == (
+        "early", shown.format(f"{below} (95%: 0.33 to 0.55)", right) + end,
+    )  # fmt: skip
+    neither = "It is not shown to be better than guessing: {}; its loss is {}."
+    assert judged(FEW_PATCHES | {"loss_lead_std_error": 0.2}, vocab_size=1024) == (
+        "early", neither.format(right, f"{below} (95%: -0.01 to 0.89)") + end,
+    )  # fmt: skip
+    assert judged(FEW_PATCHES, vocab_size=1024) == ("early", neither.format(right, below) + end)  # of earlier runs
+    little = judged(FEW_PATCHES | {"loss": 6.6, "loss_lead_std_error": 0.05}, vocab_size=1024)[1]
+    assert "0.14 nats below 6.74" in little
+    assert "(95%: 0.03 to 0.26). The place of a patch may give as much. Its accuracy" in little
+
+
+def test_none_right_is_nothing_learnt_only_where_the_loss_is_not_shown_to_be_better() -> None:
+    none = FEW_PATCHES | {"masked_accuracy": 0.0, "masked_accuracy_std_error": 0.0}
+    for error, heading in ((0.05, "not convincing yet"), (0.2, "nothing learnt yet")):
+        found = verdict_of(Measured("pretrain", [(100, none | {"loss_lead_std_error": error})], vocab_size=1024))
+        assert found.heading == heading
+        assert "0.44 nats below 6.74" in found.text
+
+
+def test_a_loss_above_that_of_all_codes_alike_is_no_lead() -> None:
+    """ln 1,024 = 6.93: of other tokens than those of training, the guess by these is worse than that."""
+    other = FEW_PATCHES | {"unigram_entropy": 7.4, "loss": 7.0, "loss_lead_std_error": 0.01}
+    assert (
+        "its loss is 7.00, 0.07 nats above 6.93, that of a guess without the image" in judged(other, vocab_size=1024)[1]
+    )
 
 
 @pytest.mark.parametrize(("images", "low", "high"), [(2, 0.0, 16.9), (5, 1.4, 7.0), (1000, 2.2, 6.2)])
@@ -129,7 +170,7 @@ def test_pixels_are_compared_with_the_mean_colour() -> None:
 @pytest.mark.parametrize(
     ("losses", "end"),
     [
-        ((6.5, 6.2, 6.0, 5.9, 5.52), " The loss is still falling: train longer."),
+        ((6.5, 6.2, 6.0, 5.9, 5.52), " The loss was still falling: more --steps may get further."),
         ((6.5, 5.53, 5.52, 5.52, 5.52), " The loss is level at the end."),
         ((6.5, 5.1, 5.3, 5.4, 5.52), " But the loss was better at step 20 (5.1; now 5.52): more images, or fewer "
          "epochs."),
@@ -139,6 +180,18 @@ def test_pixels_are_compared_with_the_mean_colour() -> None:
 def test_the_end_of_the_curve_is_told(losses: tuple[float, ...], end: str) -> None:
     measurings = [(10 * place, TOKENS | {"loss": loss}) for place, loss in enumerate(losses, start=1)]
     assert verdict_of(Measured("pretrain", measurings)).text.endswith(f"token (0.38%).{end}")
+
+
+def test_what_is_longer_is_told_by_its_option_and_of_an_own_tokenizer_not_at_all() -> None:
+    """A pretraining that trains a tokenizer for itself tells at its end, once, whether it may get further."""
+    measurings = [(10 * place, CODES | {"psnr": 15.0 + place}) for place in range(1, 6)]
+    ends = [
+        verdict_of(Measured("train-tokenizer", measurings, length=option)).text.partition("20.0 dB.")[2]
+        for option in ("--epochs", "--tokenizer-steps")
+    ]
+    assert ends == [" The psnr was still rising: more --epochs may get further.", ""]
+    little = Measured("train-tokenizer", [(10, CODES | {"perplexity": 3.0})], 256, length="--tokenizer-steps")
+    assert verdict_of(little).text.endswith(" Train longer (--tokenizer-steps), or on more images.")
 
 
 def test_a_codebook_in_use_in_part_and_collapsed() -> None:
@@ -183,7 +236,8 @@ def test_a_little_above_guessing_is_little() -> None:
         "It has learnt: mean IoU 35.0% on 200 images of 4 classes; always guessing the most frequent class: 15.0%.",
     )  # fmt: skip
     assert judged({"ap": 0.03, "images": 200}, "finetune", classes=4) == (
-        "early", "It has learnt little yet: AP 3.0% on 200 images of 4 classes. Train longer, or on more images."
+        "early",
+        "It has learnt little yet: AP 3.0% on 200 images of 4 classes. Train longer (--steps), or on more images.",
     )  # fmt: skip
 
 
@@ -220,7 +274,7 @@ def test_a_segmenter_that_always_says_one_class_has_learnt_nothing_where_most_cl
     assert grade == "early"
     assert text.endswith(
         "mean IoU 45.0% on 200 images of 150 classes; always guessing the most frequent class: 45.0%. "
-        "Train longer, or on more images."
+        "Train longer (--steps), or on more images."
     )
     unknown = judged(last, "finetune", **labels)[1]
     assert "always guessing the same class, were all as common: 25.0%" in unknown

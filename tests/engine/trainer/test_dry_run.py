@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 import beitcli
 from beitcli.config.resolve import resolve
@@ -14,7 +13,7 @@ from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.engine.events import Event, Planned, Progress
 from beitcli.engine.train_tokenizer import train_tokenizer
 from beitcli.engine.trainer import dry_run
-from beitcli.engine.trainer.busy_machine import busy_text, fewer_threads_text
+from beitcli.engine.trainer.busy_machine import busy_text
 
 TINY = {"limit": 16, "steps": 2, "workers": 0, "device": "cpu", "progress": False, "dry_run": True}
 
@@ -57,10 +56,12 @@ def test_slow_steps_are_timed_less_often(monkeypatch: pytest.MonkeyPatch, second
 def test_a_busy_machine_is_told_with_its_load() -> None:
     assert busy_text(1.9, 2) == busy_text(2.0, 2) == ""
     assert busy_text(5.34, 2).startswith("busy with other work: load average 5.3 on 2 cores")
-    assert busy_text(1.5, 1).endswith("on 1 core")
+    assert busy_text(1.5, 1).endswith("on 1 core; alone, steps take less time")
 
 
-def test_a_training_says_on_a_busy_machine_what_may_be_faster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_training_and_its_dry_run_say_alike_that_the_machine_is_busy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     flags = {name: value for name, value in TINY.items() if name not in ("progress", "dry_run")}
     flags |= {"data": ("sample",), "recipe": "tiny", "vocab_size": 16, "size": 16, "width": 8, "batch_size": 4}
     for load in (0.0, 1e6):
@@ -72,22 +73,11 @@ def test_a_training_says_on_a_busy_machine_what_may_be_faster(monkeypatch: pytes
         said = rows.get("machine", "")
         assert bool(said) == (load > 0)
         assert not load or said.startswith("busy with other work: load average 1000000.0 on ")
-
-
-def test_one_thread_is_proposed_where_several_wait_for_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.get_num_threads()
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    try:
-        told = []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            told.append(fewer_threads_text(torch.device("cpu")))
-        assert told == ["", "; OMP_NUM_THREADS=1 in front of the command may be faster"]
-        assert fewer_threads_text(torch.device("cuda")) == ""
-        monkeypatch.setenv("OMP_NUM_THREADS", "2")
-        assert fewer_threads_text(torch.device("cpu")) == ""
-    finally:
-        torch.set_num_threads(before)
+        dry = train_tokenizer(
+            resolve(TrainTokenizerConfig, words | {"dry_run": True, "out": str(tmp_path / "dry")}).config
+        )
+        assert isinstance(dry, dict)
+        assert dry["plan"].get("machine", "") == said
 
 
 def test_the_load_is_compared_with_all_cores_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,24 +139,50 @@ def test_validation_images_that_cannot_be_read_cost_no_step(
     assert json.loads(done.out)["images"] == 8
 
 
+def _pretraining(data: Path, run: Path, measure_share: int) -> list[object]:
+    words = ["pretrain", data, "--recipe", "tiny", "--target", "pixels", "--steps", 4, "--save-every", 2, "--out", run]
+    return [*words, "--batch-size", 4, "--workers", 0, "--device", "cpu", "--previews", 0,
+            "--measure-share", measure_share]  # fmt: skip
+
+
+def _stopped_at_its_first_measuring(words: list[object]) -> int:
+    """Runs the command line in this process; a signal comes while it measures."""
+    measure = PretrainTask.evaluate
+
+    def signalled(task: PretrainTask, check_stop: Callable[[], None]) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return measure(task, check_stop)
+
+    PretrainTask.evaluate = signalled  # type: ignore[method-assign]
+    return main([str(word) for word in words])
+
+
+def test_a_measuring_that_was_stopped_is_made_up_for_when_the_run_goes_on(
+    beit: Callable[..., Ended], tmp_path: Path, labelled_folder: Path
+) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert forked(lambda: _stopped_at_its_first_measuring(_pretraining(labelled_folder, run, 1))).code == 75
+    stopped = newest_checkpoint(run)
+    assert stopped is not None
+    assert (stopped.trainer["step"], stopped.trainer["figures"]) == (2, None)
+    for words in (["pretrain", "--out", run, "--resume"], _pretraining(labelled_folder, whole, 1)):
+        done = beit(*words)
+        assert done.code == 0, done.err
+    found, expected = read_record(run), read_record(whole)
+    assert [step for step, _ in found.measurings] == [2, 4]
+    assert found.measurings == expected.measurings
+    assert [row["loss"] for row in found.rows] == [row["loss"] for row in expected.rows]
+    weights = [(each / "checkpoints" / "step-0000004" / "model.safetensors").read_bytes() for each in (run, whole)]
+    assert weights[0] == weights[1]
+
+
 def test_a_last_measuring_that_was_stopped_is_logged_and_saved_when_the_run_goes_on(
     beit: Callable[..., Ended], tmp_path: Path, labelled_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    words = ["pretrain", labelled_folder, "--recipe", "tiny", "--target", "pixels", "--steps", 4, "--save-every", 2]
-    words += ["--batch-size", 4, "--workers", 0, "--device", "cpu", "--previews", 0, "--measure-share", 0, "--out", run]
+    words = _pretraining(labelled_folder, run, 0)
 
-    def work() -> int:
-        measure = PretrainTask.evaluate
-
-        def signalled(task: PretrainTask, check_stop: Callable[[], None]) -> dict[str, float]:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return measure(task, check_stop)
-
-        PretrainTask.evaluate = signalled  # type: ignore[method-assign]
-        return main([str(word) for word in words])
-
-    assert forked(work).code == 75
+    assert forked(lambda: _stopped_at_its_first_measuring(words)).code == 75
     stopped = newest_checkpoint(run)
     assert stopped is not None
     assert (stopped.trainer["step"], stopped.trainer["figures"]) == (4, None)

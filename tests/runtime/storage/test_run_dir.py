@@ -43,6 +43,9 @@ def test_a_folder_that_holds_something_is_refused_and_untouched(tmp_path):
     with pytest.raises(UsageError, match="not empty") as caught:
         RunFolder.create(tmp_path, resume=False)
     assert caught.value.message.endswith("it holds a run.")
+    assert caught.value.hint.startswith(
+        "Add --resume to go on with that run. To begin anew, give another --out, or delete the folder first; "
+    )
     assert "--resume" in caught.value.hint
 
 

@@ -33,7 +33,7 @@ class Finding:
 
 
 def tell(findings: Iterable[Finding], on_event: OnEvent) -> None:
-    """Emits an event for each finding, a line each.
+    """Emits an event for each finding, a line each that begins with its severity.
 
     Raises:
         DataError: One is a refusal; after all others are told.
@@ -43,6 +43,6 @@ def tell(findings: Iterable[Finding], on_event: OnEvent) -> None:
         if each.severity == "refusal":
             refused = refused or each
         else:
-            on_event(Warned(str(each)) if each.severity == "warning" else Note(str(each)))
+            on_event(Warned(str(each)) if each.severity == "warning" else Note(f"note: {each}"))
     if refused is not None:
         raise DataError(refused.what, refused.way_out)

@@ -120,11 +120,11 @@ class Chart {
     const pad = 0.06 * (high - low);
     if (!log && low >= 0 && low < 0.35 * high) low = 0; else low -= pad;
     high += pad;
-    const last = Math.max(...this.steps, 1), first = this.steps.length > 1 ? this.steps[0] : 0;
+    const last = Math.max(...this.steps, 1); // of an axis from 0
     const left = 56, right = width - 12, top = 10, bottom = height - 26;
-    this.x = (step) => left + (right - left) * (step - first) / (last - first);
+    this.x = (step) => left + (right - left) * step / last;
     this.y = (value) => bottom - (bottom - top) * (scale(value) - low) / (high - low);
-    this.area = { left, right, top, bottom, first, last };
+    this.area = { left, right, top, bottom, last };
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.svg.replaceChildren();
     const [levels, step] = ticks(low, high, 5);
@@ -136,7 +136,7 @@ class Chart {
       text.textContent = this.data.share ? `${(100 * at).toFixed(places)}%` : short(log ? 10 ** at : at);
       this.svg.append(text);
     }
-    for (const at of ticks(first, last, Math.max(3, Math.floor(width / 110)))[0]) {
+    for (const at of ticks(0, last, Math.max(3, Math.floor(width / 110)))[0]) {
       if (!Number.isInteger(at)) continue;
       const x = this.x(at);
       const text = drawn("text", { x, y: height - 8, "text-anchor": x > right - 20 ? "end" : "middle" });
@@ -164,9 +164,9 @@ class Chart {
   }
   point(event) {
     const box = this.svg.getBoundingClientRect();
-    const { left, right, first, last } = this.area;
+    const { left, right, last } = this.area;
     const inside = (event.clientX - box.left) * this.svg.viewBox.baseVal.width / box.width;
-    const step = first + (last - first) * (inside - left) / (right - left);
+    const step = last * (inside - left) / (right - left);
     this.read(this.steps.reduce((best, each) => Math.abs(each - step) < Math.abs(best - step) ? each : best, this.steps[0]));
   }
   key(event) {

@@ -278,7 +278,7 @@ def test_images_that_all_become_one_colour_are_refused(tmp_path: Path):
     events: list[Event] = []
     with pytest.raises(DataError, match="All 20 images looked at become one colour"):
         tell([finding, Finding("x", "note", "A note.")], events.append)
-    assert events == [Note("A note.")]
+    assert events == [Note("note: A note.")]
 
 
 def test_unreadable_images_among_those_looked_at_are_told():
