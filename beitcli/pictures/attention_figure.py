@@ -12,6 +12,7 @@ from PIL import Image, ImageFont
 from beitcli.pictures.attention import ACCENTS, Point, draw_heatmap, percent
 from beitcli.pictures.canvas import elided
 from beitcli.pictures.drawing import Disc, Drawing, Item, Picture, Text
+from beitcli.pictures.lettering import length
 
 _SIDE = 96.0  # points, of the longer side of a cell
 _GAP = 4.0
@@ -89,7 +90,7 @@ def _name(name: str, middle: float, width: float) -> Text:
     """Returns the name of a row from the left, shortened to the width."""
     font = ImageFont.load_default(_MEASURED * _TEXT)  # letters of a small one are as wide as whole pixels
     shown = elided(name, font, math.floor(_MEASURED * width))
-    return Text(shown, (font.getlength(shown) / _MEASURED / 2, middle), _TEXT)
+    return Text(shown, (length(shown, font) / _MEASURED / 2, middle), _TEXT)
 
 
 def _cell(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from beitcli.escaping import html
+from beitcli.pictures.lettering import composed, length, spelled, write
 from beitcli.pictures.page_file import image_url, jpeg
 from beitcli.pictures.panels import INK, WHITE, Colour
 
@@ -81,7 +82,7 @@ def as_pixels(drawing: Drawing, dpi: int = DPI) -> Image.Image:
             picture.paste(item.image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), (left, top))
         elif isinstance(item, Text):
             x, y = item.centre
-            draw.text((x * scale, y * scale), item.text, INK, ImageFont.load_default(item.size * scale), anchor="mm")
+            write(draw, (x * scale, y * scale), item.text, INK, ImageFont.load_default(item.size * scale), "mm")
         else:
             _paste_disc(picture, item, scale)
     picture.info["dpi"] = (dpi, dpi)
@@ -140,11 +141,11 @@ def _hex(colour: Colour) -> str:
 
 
 def as_pdf(drawing: Drawing) -> bytes:
-    """Returns the drawing as a PDF file of one page; letters beyond Latin-1 in texts become question marks."""
+    """Returns the drawing as a PDF file of one page; letters that its font lacks become base letters or codes."""
     width, height = drawing.size
     images = [item.image.convert("RGB") for item in drawing.items if isinstance(item, Picture)]
     names = " ".join(f"/Im{number} {number + 7} 0 R" for number in range(len(images)))
-    content = zlib.compress(_pdf_content(drawing).encode("latin-1", errors="replace"))
+    content = zlib.compress(_pdf_content(drawing).encode("cp1252"))
     title = drawing.title.encode("utf-16-be", errors="replace").hex()
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
@@ -191,10 +192,15 @@ def _pdf_content(drawing: Drawing) -> str:
 
 
 def _pdf_text(text: str, centre: tuple[float, float], size: float, colour: Colour) -> str:
+    text = spelled(composed(text), _is_in_pdf_font)
     shown = "".join("?" if ord(each) < 32 else "\\" + each if each in "()\\" else each for each in text)
-    wide = ImageFont.load_default(20).getlength(text) / 20 * size  # within a few percent of Helvetica's
+    wide = length(text, ImageFont.load_default(20)) / 20 * size  # within a few percent of Helvetica's
     x, y = centre[0] - wide / 2, centre[1] - 0.36 * size
     return f"BT {_pdf_colour(colour)} /F {size:.4g} Tf {x:.2f} {y:.2f} Td ({shown}) Tj ET"
+
+
+def _is_in_pdf_font(letter: str) -> bool:
+    return bool(letter.encode("cp1252", errors="ignore"))
 
 
 def _pdf_colour(colour: Colour) -> str:
