@@ -230,6 +230,20 @@ def test_a_curve_has_the_interval_of_each_measuring(tmp_path: Path) -> None:
     assert "spans" not in lines["miou"]
 
 
+def test_the_interval_of_none_right_is_about_that_of_one_right(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    of = {"held_out_measured_images": 10, "held_out_measured_patches": 250}
+    rows = [
+        {"step": step, "held_out_masked_accuracy": share, "held_out_masked_accuracy_std_error": share} | of
+        for step, share in ((10, 0.004), (20, 0.0), (30, 0.004))
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (chart,) = charts_of([read_record(run)])
+    one, none = 0.004 * (1 + 2.26216), 1.959964**2 / (250 + 1.959964**2)  # Student's over images, Wilson's of patches
+    ends = [pytest.approx(end, abs=1e-6) for end in (one, none, one)]
+    assert chart["series"][0]["spans"] == [[10, 0.0, ends[0]], [20, 0.0, ends[1]], [30, 0.0, ends[2]]]
+
+
 def test_a_classifier_is_drawn_beside_the_most_frequent_class(tmp_path: Path) -> None:
     run = classified(write_run(tmp_path / "a"), ["cat", "dog"], [[0, 0, 4], [0, 1, 1], [1, 1, 3]])
     rows = [{"step": step, "held_out_top1": step / 40} for step in (10, 20, 40)]
