@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -73,6 +75,9 @@ def test_panels_are_two_or_with_guesses_four():
     panels = mask_panels(image, mask, guesses)
     assert len(panels) == 4
     assert guesses.legend == ("disc: right, cross: wrong", "always the most frequent token: 2.0% right")
+    never = replace(guesses, baseline=0.0).legend[1]
+    assert never == "always the most frequent token of training, which no measured patch has: 0.0% right"
+    assert replace(guesses, baseline=0.0004).legend[1] == "always the most frequent token: 0.04% right"
     assert Guesses(guesses.picture).legend == ()
     assert {panel.picture.size for panel in panels} == {(448, 448)}
     assert panels[3].notes == ("5 of 14 right (36%)",)
