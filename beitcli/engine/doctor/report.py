@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +14,7 @@ from beitcli.data.sources.base import Source
 from beitcli.engine.doctor.collect import Collected, class_counts, size_counts
 from beitcli.engine.doctor.copies import Copies, find_copies
 from beitcli.engine.doctor.label_conflicts import label_conflicts
+from beitcli.engine.doctor.likeness import likenesses
 from beitcli.engine.doctor.marks import MARKS
 from beitcli.engine.trainer.preflight.amount import few_findings, held_out_images, one_image_findings
 from beitcli.engine.trainer.preflight.empty_folders import empty_folder_findings
@@ -21,8 +23,8 @@ from beitcli.engine.trainer.preflight.schedule import class_findings
 from beitcli.runtime.metric_text import counted
 
 MOST_EXAMPLES = 100  # paths of a finding in JSON
-_ONE_OF_EACH = "A list of the good ones (-o good.tsv) has one of each."
-_SAME = {"bytes": "byte for byte", "pixels": "in every pixel", "near": "nearly"}
+_ALIKE = "Some may only be alike: look at them. A list has all of them, unless --drop names near-duplicates."
+SAME = {"bytes": "byte for byte", "pixels": "in every pixel", "near": "nearly"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class CopyGroup:
     """Images that are the same.
 
     Attributes:
-        same: What is: `bytes`, `pixels` or `near`.
+        same: What is: `bytes`, `pixels` or `near`; of several, the least.
         splits: Those of the members, without repetition.
     """
 
@@ -221,27 +223,24 @@ def _later(diagnosis: Diagnosis, group: Copies) -> list[int]:
 
 
 def _of_copies(diagnosis: Diagnosis, paths: Callable[[int], str]) -> Iterator[DataFinding]:
-    for kind, same in _SAME.items():
-        apart: list[dict[str, str]] = []
-        within: list[dict[str, str]] = []
-        across, repeated = 0, 0
-        for group in diagnosis.copies:
-            if group.kind != kind:
-                continue
-            later = set(_later(diagnosis, group))
-            first = paths(group.members[0])
-            for member in group.members[1:]:
-                found, is_apart = (apart, True) if member in later else (within, False)
-                across, repeated = across + is_apart, repeated + (not is_apart)
-                if len(found) < MOST_EXAMPLES:
-                    found.append({"path": paths(member), "why": f"as {first}"})
+    counts: Counter[tuple[str, bool]] = Counter()
+    examples: dict[tuple[str, bool], list[dict[str, str]]] = {}
+    for group in diagnosis.copies:
+        for copy in likenesses(group, diagnosis.collected.signatures, diagnosis.split_of):
+            key = copy.kind, copy.is_apart
+            counts[key] += 1
+            if counts[key] <= MOST_EXAMPLES:
+                examples.setdefault(key, []).append({"path": paths(copy.member), "why": f"as {paths(copy.of)}"})
+    for kind, same in SAME.items():
+        across, repeated = counts[kind, True], counts[kind, False]
+        apart, within = (examples.get((kind, is_apart), []) for is_apart in (True, False))
         if across:
             what = f"{counted(across, 'image')} of a later split {_are(across)} also in an earlier one, {same}."
             way_out = "Metrics will be too good: a list written by -o leaves them out of the earlier split."
             yield DataFinding(f"overlap-{kind}", "warning", across, what, way_out, apart)
         if repeated:
             what = f"{counted(repeated, 'image')} repeat{'s'[: repeated == 1]} another of the same split, {same}."
-            way_out = "Some may only be alike: look at them." if kind == "near" else _ONE_OF_EACH
+            way_out = _ALIKE if kind == "near" else "A list of the good ones (-o good.tsv) has one of each."
             severity: Severity = "note" if kind == "near" else "warning"
             yield DataFinding(f"duplicates-{kind}", severity, repeated, what, way_out, within)
 

@@ -103,13 +103,16 @@ for (const finding of data.findings) {
 
 if (data.groups.length) {
   document.getElementById("copies").hidden = false;
-  const same = { bytes: "byte for byte", pixels: "in every pixel", near: "nearly" };
   document.getElementById("copies-note").textContent =
     `${plural(data.all_groups, "group")}` + (data.all_groups > data.groups.length ? `, ${data.groups.length} shown.` : ".");
   for (const group of data.groups) {
     const made = element("div", "group");
     const across = group.splits.length > 1 ? `, in ${group.splits.join(" and ")}` : "";
-    made.append(element("div", "", `${count(group.total)} images, ${same[group.same]}${across}`), strip(group.images));
+    const copies = group.counts.map(([same, number]) => (group.counts.length > 1 ? `${count(number)} ${same}` : same));
+    const how = group.counts.length > 1 ? `copies: ${copies.join(", ")}` : copies[0];
+    made.append(element("div", "", `${count(group.total)} images${across}; ${how}`), strip(group.images));
+    const left = group.total - group.images.length;
+    if (left) made.append(element("p", "soft more", `and ${count(left)} more`));
     document.getElementById("groups").append(made);
   }
 }
