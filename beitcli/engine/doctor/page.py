@@ -13,7 +13,8 @@ from PIL import Image
 from beitcli.data.sources.base import Source
 from beitcli.engine.doctor.copies import Copies
 from beitcli.engine.doctor.likeness import likenesses
-from beitcli.engine.doctor.report import SAME, DataFinding, Diagnosis, Paths
+from beitcli.engine.doctor.paths import Paths
+from beitcli.engine.doctor.report import SAME, DataFinding, Diagnosis
 from beitcli.errors import BadImage
 from beitcli.pictures.page_file import Page, assemble, fill, image_url, page_part, plain_section
 from beitcli.runtime.metric_text import counted, size_text

@@ -140,6 +140,9 @@ def test_exact_copies_within_a_group_of_near_ones_are_told_apart(tmp_path: Path,
     (bytes_,) = (each for each in report["findings"] if each["kind"] == "duplicates-bytes")
     assert [Path(each["why"]).name for each in bytes_["examples"]] == ["0.jpg", "0.jpg", "9.jpg"]
     assert len((tmp_path / "good.txt").read_text().splitlines()) == 11 - 3 - 1
+    assert bytes_["way_out"] == f"A list of the good ones (-o {tmp_path / 'good.txt'}) has one of each."
+    kept = beit(*args, "-o", tmp_path / "all.txt", "--drop", "unreadable", "--json").lines[0]["findings"]
+    assert "A list of the good ones (-o good.tsv) has one of each." in {each["way_out"] for each in kept}
     (drawn,) = page_data(tmp_path / "page.html")["groups"]
     assert drawn["counts"] == [["byte for byte", 3], ["in every pixel", 1], ["nearly", 6]]
     assert (drawn["total"], len(drawn["images"])) == (11, 8)
@@ -195,6 +198,10 @@ def test_doctor_refuses_as_a_training_would(tmp_path: Path, beit: Beit):
     save_picture(tmp_path / "photos" / "a.jpg", (90, 90, 90), 1)
     (document,) = beit("doctor", tmp_path / "photos", "--json").lines
     assert [each["kind"] for each in document["findings"]] == ["one-image-to-pretrain", "one-image-to-train-tokenizer"]
+    to_pretrain, to_tokenize = document["findings"]
+    assert to_pretrain["what"].startswith("1 image is too few to pretrain on: the model would memorise it")
+    assert to_tokenize["what"] == "1 image is too few for a tokenizer, too."
+    assert to_tokenize["way_out"] == "A trial: `beit train-tokenizer sample --recipe tiny`."
 
 
 def test_of_a_folder_without_any_image_nothing_is_said_but_that(tmp_path: Path, beit: Beit):

@@ -10,7 +10,10 @@ const element = (tag, className = "", text = "") => {
   return made;
 };
 
-// An element with a text that is broken only at spaces; what stands in backticks is code.
+const longest = 24;  // letters of a word that fit on the line of a telephone
+
+// An element with a text that is broken at spaces, and in words that may not fit on a line; what stands in backticks
+// is code.
 const prose = (tag, className, text) => {
   const made = element(tag, className), parts = text.split("`");
   if (parts.length % 2 === 0) return element(tag, className, text);
@@ -18,7 +21,7 @@ const prose = (tag, className, text) => {
     const into = number % 2 ? element("code") : made;
     part.split(" ").forEach((word, place) => {
       if (place) into.append(" ");
-      into.append(/[-/]/.test(word) ? element("span", "word", word) : word);
+      into.append(/[-/]/.test(word) && word.length <= longest ? element("span", "word", word) : word);
     });
     if (into !== made) made.append(into);
   });
