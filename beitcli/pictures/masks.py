@@ -137,7 +137,7 @@ def mask_panels(
     if guesses.own is not None:
         own = smooth(guesses.own, masked.size)
         outline(own, mask)
-        panels.append(Panel(own, "from its own tokens", ("the best that the tokenizer can show",)))
+        panels.append(Panel(own, "from its own tokens", ("the tokenizer's best",)))
     guessed = smooth(guesses.picture, masked.size)
     if guesses.right is None:
         outline(guessed, mask)

@@ -119,6 +119,15 @@ def test_the_captions_of_previews_are_legible(browser: Any, tmp_path: Path, widt
         shown = page.evaluate("document.querySelector('#preview-pictures img').getBoundingClientRect().width")
         assert PREVIEW_TEXT * shown / picture.width >= 12
         scrolled = page.locator("#preview-pictures .scroll").first
+        hint = page.locator("#preview-pictures .hint").first
+        if width < 600:  # what is off the page is told, until the end is seen
+            page.wait_for_function("document.querySelector('#preview-pictures .hint').textContent")
+            assert hint.text_content() == "the pictures go on to the right"
+            scrolled.evaluate("(box) => { box.scrollLeft = box.scrollWidth; }")
+            page.wait_for_function("!document.querySelector('#preview-pictures .hint').textContent")
+            scrolled.evaluate("(box) => { box.scrollLeft = 0; }")
+        tops = [page.locator(name).bounding_box()["y"] for name in ("#earlier", "#later")]
+        assert tops[0] == tops[1]
         scrolled.focus()
         page.keyboard.press("ArrowRight")
         if scrolled.evaluate("(box) => box.scrollWidth > box.clientWidth"):
