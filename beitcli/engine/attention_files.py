@@ -13,7 +13,7 @@ from beitcli.config.attn_map import AttnMapConfig
 from beitcli.engine.attention_mapper import AttentionMapper, MappedImage
 from beitcli.engine.io.outputs import OutputFile
 from beitcli.pictures.attention import ACCENTS, add_colorbar, attention_panel, draw_heatmap, percent, pixel_text
-from beitcli.pictures.attention_figure import FigureRow, attention_figure
+from beitcli.pictures.attention_figure import FigureRow, attention_figure, headed
 from beitcli.pictures.attention_page import ExploredImage, Explorer, attention_page
 from beitcli.pictures.canvas import Panel
 from beitcli.pictures.drawing import DPI, as_pdf, as_pixels, as_svg
@@ -44,8 +44,8 @@ class AttentionFiles:
 
     @property
     def _is_sheet(self) -> bool:
-        """Whether the file of all images is a picture with words, not a bare figure for an article."""
-        return self.is_of_all and self.suffix not in _AS_FIGURE and not self.config.figure
+        """Whether a figure has words (model, names, scales), and is not a bare one for an article."""
+        return not self.config.figure and (self.is_of_all or self.suffix in _AS_FIGURE)
 
     def output(self, index: int) -> str | None:
         """Returns the path of an image's file; None without files."""
@@ -104,6 +104,11 @@ class AttentionFiles:
         headers = [f"head {name}" for name in names] if len(names) > 1 else []
         title = ", ".join([*([path] if path else []), *self._about()])
         figure = attention_figure(self._rows, self.config.threshold, self.config.smooth, headers, title)
+        patches = self._rows[0].maps[0][1].size
+        scale = f"each map relative to its max; uniform 1/{patches} = {percent(1 / patches)}"
+        words = [", ".join(self._about()), scale]
+        if self.suffix in _AS_FIGURE and self._is_sheet:
+            figure = headed(figure, words)
         if self.suffix == ".svg":
             output.write(lambda file: file.write(as_svg(figure).encode()))
         elif self.suffix == ".pdf":
@@ -113,9 +118,7 @@ class AttentionFiles:
             output.write(lambda file: picture.save(file, format="PNG", dpi=(DPI, DPI)))
         else:
             margin = ImageOps.expand(as_pixels(figure, _DPI_OF_A_SHEET), 16, WHITE)
-            patches = self._rows[0].maps[0][1].size
-            scale = f"each map relative to its max; uniform 1/{patches} = {percent(1 / patches)}"
-            output.save_png(titled(margin, [", ".join(self._about()), scale]))
+            output.save_png(titled(margin, words))
 
     def _command(self, path: str) -> list[str]:
         """Returns the words of the command that draws this image's maps; IMAGE for one that is no file of its own."""
