@@ -17,11 +17,12 @@ from beitcli.pictures.attention_figure import FigureRow, attention_figure, heade
 from beitcli.pictures.attention_page import ExploredImage, Explorer, attention_page
 from beitcli.pictures.canvas import Panel
 from beitcli.pictures.drawing import DPI, as_pdf, as_pixels, as_svg
-from beitcli.pictures.panels import WHITE, grid_of, mark_point, titled
+from beitcli.pictures.panels import WHITE, caption_size, grid_of, mark_point, titled
 
 _AS_FIGURE = (".svg", ".pdf")
 _MARK = ACCENTS[0]
 _DPI_OF_A_SHEET = 150
+_HEADING = 1.2  # size of a heading / that of the captions
 
 
 class AttentionFiles:
@@ -151,7 +152,7 @@ class AttentionFiles:
         """Draws one panel of all points, or one panel of all heads per point, below a title."""
         names, threshold, smooth = self.mapper.names, self.config.threshold, self.config.smooth
         if len(names) > 1:
-            panel = _head_panels(mapped, names, threshold, smooth)
+            panel, width = _head_panels(mapped, names, threshold, smooth), 256
         else:
             picture = mapped.crop_picture(448, 672)
             maps = [
@@ -161,7 +162,8 @@ class AttentionFiles:
             captions = [f"{p} at {pixel_text(point)}" for p, point in enumerate(mapped.points, start=1)]
             width = min(448, picture.width)
             panel = attention_panel(picture, maps, threshold, captions=captions, min_width=width, smooth=smooth)
-        return titled(panel, [Path(path).name or path, ", ".join(self._about())])
+        heading = [Path(path).name or path, ", ".join(self._about())]
+        return titled(panel, heading, round(_HEADING * caption_size(width)))
 
 
 def _figure_rows(mapped: MappedImage, name: str) -> list[FigureRow]:
@@ -192,7 +194,8 @@ def _head_panels(mapped: MappedImage, names: list[str | int], threshold: float |
         for head_map in (None, *mapped.maps[p]):
             each = picture.copy() if head_map is None else draw_heatmap(picture, head_map, threshold, smooth)
             mark_point(each, (centre[0] + 0.5, centre[1] + 0.5), str(p + 1), _MARK)
-            pictures.append(add_colorbar(each, head_map, threshold))
-        captions = [f"{p + 1} at {pixel_text((x, y))}", *(f"head {name}" for name in names)]
+            words = f"{p + 1} at {pixel_text((x, y))}"
+            pictures.append(add_colorbar(each, head_map, threshold, words))
+        captions = ["", *(f"head {name}" for name in names)]
         panels.append(grid_of(pictures, columns, captions=captions))
     return grid_of(panels, 1, gap=0)

@@ -88,14 +88,15 @@ def caption_size(width: int) -> int:
     return min(48, max(12, round(width / 24)))
 
 
-def titled(image: Image.Image, lines: Sequence[str]) -> Image.Image:
+def titled(image: Image.Image, lines: Sequence[str], size: int | None = None) -> Image.Image:
     """Adds a title above a picture that has a white margin: the first line in ink, the others in grey.
 
     Args:
         image: RGB, with a margin of 16 pixels.
         lines: A line that is wider than the picture is truncated.
+        size: Font size in pixels; default by the width.
     """
-    size = min(28, max(14, round(image.width / 84)))
+    size = size or min(28, max(14, round(image.width / 84)))
     line, font = round(1.5 * size), font_of(size)
     picture = Image.new("RGB", (image.width, image.height + line * len(lines) + size // 2), WHITE)
     draw = ImageDraw.Draw(picture)

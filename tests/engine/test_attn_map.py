@@ -29,6 +29,7 @@ from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.models.checkpoints.build import open_backbone
 from beitcli.models.networks.attention_maps import attention_rows
 from beitcli.models.networks.beit import MaskedImageModel
+from beitcli.pictures.panels import caption_size
 from beitcli.runtime.storage.checkpoint import save_checkpoint
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
@@ -439,6 +440,16 @@ def test_titles_count_layers_and_heads_as_the_command_does(run, image, tmp_path)
     look(run, image, output=str(tmp_path / "a.svg"), layer=1, head="2")
     content = (tmp_path / "a.svg").read_text()
     assert f"layer 1 (of 0 to {DEPTH - 1}), head 2" in content
+
+
+@pytest.mark.parametrize("points", [("50,40",), ("50,40", "60,20", "20,10", "80,70")])
+def test_the_heading_of_a_picture_is_a_little_larger_than_its_captions(run, image, tmp_path, points):
+    look(run, image, output=str(tmp_path / "a.png"), point=points)
+    with Image.open(tmp_path / "a.png") as picture:
+        white = (np.asarray(picture.convert("L")) > 250).mean(axis=1)
+        cell = (picture.width - 16) // (1 + len(points)) - 16
+    size = round(1.2 * caption_size(cell))
+    assert np.flatnonzero(white < 0.2)[0] == 2 * round(1.5 * size) + size // 2 + 16  # two lines, and the margin
 
 
 def test_figure_is_refused_where_there_is_none(run, image, tmp_path):
