@@ -44,7 +44,7 @@ def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
             console.print_about(document["path"], [f"error: {document['error']}"])
         else:
             console.print_about(document["path"], [_said(document, config)])
-            if config.output is None:
+            if config.output is None and not console.has_drawn:
                 console.print_text(
                     "\n".join("".join("██" if hidden else "··" for hidden in row) for row in document["mask"])
                 )
