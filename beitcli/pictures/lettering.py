@@ -63,7 +63,8 @@ def set_in(text: str, font: Font) -> tuple[str, Font]:
         return text if text.isascii() else spelled(text, str.isascii), font
     foreign = frozenset(letter for letter in text if not letter.isascii())
     path = _best(foreign, tuple(_system_fonts()))
-    return spelled(text, lambda letter: _has(path, letter)), font if path is None else _open(path, font.size)
+    chosen = None if path is None else _open(path, font.size)
+    return spelled(text, lambda letter: _has(path, letter)), chosen or font
 
 
 def composed(text: str) -> str:
