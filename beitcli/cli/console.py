@@ -24,7 +24,7 @@ from beitcli.cli.tables import (
     is_rows,
     rows_table,
 )
-from beitcli.cli.terminal_style import style_of
+from beitcli.cli.terminal_style import style_of, terminal_height
 from beitcli.cli.wrapping import arranged, wrapped
 from beitcli.errors import BeitError, Stopped, StorageError, UsageError
 from beitcli.escaping import terminal, terminal_line
@@ -63,6 +63,7 @@ class CommandConsole:
         self._lines: PlainLines | None = None
         self._notice = StartNotice()
         self._has_told = False  # that there is no terminal to draw in
+        self.has_drawn = False  # a picture in the terminal
         self._told: set[str] = set()  # notes that are not repeated
         self._written: list[str] = []  # notes of files, for after the results
 
@@ -160,13 +161,16 @@ class CommandConsole:
                 self._say(f"--preview draws nothing: {reason}. -o OUT writes the picture.", "dim")
             self._has_told = True
             return
-        drawn = draw_panels(panels, protocol, style.width, cell_width(2))
+        new = [line for line in legend if not self._has_been_told(line)]
+        height = terminal_height()  # less a line that sums it up, and the prompt
+        lines = None if height is None else height - 3 - len(new)
+        drawn = draw_panels(panels, protocol, style.width, cell_width(2), lines)
+        self.has_drawn = True
         if self._bar is not None:
             self._bar.stop()
         Stderr().write(drawn)
-        for line in legend:
-            if not self._has_been_told(line):
-                self._say(line, "dim")
+        for line in new:
+            self._say(line, "dim")
 
     def _make_way(self) -> None:
         """Pauses the progress bar if results go to the same terminal; the next event restarts it."""

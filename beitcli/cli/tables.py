@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from beitcli.cli.wrapping import columns
 from beitcli.escaping import terminal_line
-from beitcli.runtime.metric_text import epochs_text, is_idle, is_share, seconds_text, unit_of
+from beitcli.runtime.metric_text import epochs_text, frequent_token, is_idle, is_share, seconds_text, unit_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,7 +52,7 @@ def in_words(report: Mapping[str, Any], epochs: float | None = None) -> dict[str
         if (baseline := report.get(_BASELINE)) is not None:
             shown[_BASELINE] = f"{baseline:.4f} (always guessing the most frequent class)"
     if "masked_accuracy" in shown and (baseline := report.get(_BASELINE)) is not None:
-        shown[_BASELINE] = f"{baseline:.4f} (always guessing the most frequent token)"
+        shown[_BASELINE] = f"{baseline:.4f} (always guessing {frequent_token(baseline)})"
     shown.pop("loss_lead_std_error", None)  # of the verdict
     if error := shown.pop("masked_accuracy_std_error", None):
         shown["masked_accuracy"] = f"{report['masked_accuracy']:.4f} (standard error {error:.1g})"

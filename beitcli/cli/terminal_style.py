@@ -75,6 +75,14 @@ def is_terminal(stream: Any) -> bool:
         return False
 
 
+def terminal_height() -> int | None:
+    """Returns the lines of the terminal behind stderr; None if it does not tell."""
+    try:
+        return os.get_terminal_size(2).lines or None
+    except (OSError, ValueError):
+        return None
+
+
 def _width() -> int:
     columns = os.environ.get("COLUMNS", "")
     if columns.isdigit() and int(columns):

@@ -51,8 +51,8 @@ class AttnMapConfig(Job):
     smooth: bool = option(False, "Interpolate between patches instead of drawing blocks.", panel="Output")
     figure: bool = option(
         False,
-        "Use the layout of the paper's Figure 2, a row for each image: .png, .svg or .pdf (always for the last two, "
-        "and for several images in one .png).",
+        "Use the layout of the paper's Figure 2, a row for each image: .png, .svg or .pdf, without "
+        "words. The last two, and several images in one .png, have it always, with words.",
         panel="Output",
     )
     page_mb: float = option(

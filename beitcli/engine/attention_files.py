@@ -13,15 +13,16 @@ from beitcli.config.attn_map import AttnMapConfig
 from beitcli.engine.attention_mapper import AttentionMapper, MappedImage
 from beitcli.engine.io.outputs import OutputFile
 from beitcli.pictures.attention import ACCENTS, add_colorbar, attention_panel, draw_heatmap, percent, pixel_text
-from beitcli.pictures.attention_figure import FigureRow, attention_figure
+from beitcli.pictures.attention_figure import FigureRow, attention_figure, headed
 from beitcli.pictures.attention_page import ExploredImage, Explorer, attention_page
 from beitcli.pictures.canvas import Panel
 from beitcli.pictures.drawing import DPI, as_pdf, as_pixels, as_svg
-from beitcli.pictures.panels import WHITE, grid_of, mark_point, titled
+from beitcli.pictures.panels import WHITE, caption_size, grid_of, mark_point, titled
 
 _AS_FIGURE = (".svg", ".pdf")
 _MARK = ACCENTS[0]
 _DPI_OF_A_SHEET = 150
+_HEADING = 1.2  # size of a heading / that of the captions
 
 
 class AttentionFiles:
@@ -44,8 +45,8 @@ class AttentionFiles:
 
     @property
     def _is_sheet(self) -> bool:
-        """Whether the file of all images is a picture with words, not a bare figure for an article."""
-        return self.is_of_all and self.suffix not in _AS_FIGURE and not self.config.figure
+        """Whether a figure has words (model, names, scales), and is not a bare one for an article."""
+        return not self.config.figure and (self.is_of_all or self.suffix in _AS_FIGURE)
 
     def output(self, index: int) -> str | None:
         """Returns the path of an image's file; None without files."""
@@ -104,6 +105,11 @@ class AttentionFiles:
         headers = [f"head {name}" for name in names] if len(names) > 1 else []
         title = ", ".join([*([path] if path else []), *self._about()])
         figure = attention_figure(self._rows, self.config.threshold, self.config.smooth, headers, title)
+        patches = self._rows[0].maps[0][1].size
+        scale = f"each map relative to its max; uniform 1/{patches} = {percent(1 / patches)}"
+        words = [", ".join(self._about()), scale]
+        if self.suffix in _AS_FIGURE and self._is_sheet:
+            figure = headed(figure, words)
         if self.suffix == ".svg":
             output.write(lambda file: file.write(as_svg(figure).encode()))
         elif self.suffix == ".pdf":
@@ -113,9 +119,7 @@ class AttentionFiles:
             output.write(lambda file: picture.save(file, format="PNG", dpi=(DPI, DPI)))
         else:
             margin = ImageOps.expand(as_pixels(figure, _DPI_OF_A_SHEET), 16, WHITE)
-            patches = self._rows[0].maps[0][1].size
-            scale = f"each map relative to its max; uniform 1/{patches} = {percent(1 / patches)}"
-            output.save_png(titled(margin, [", ".join(self._about()), scale]))
+            output.save_png(titled(margin, words))
 
     def _command(self, path: str) -> list[str]:
         """Returns the words of the command that draws this image's maps; IMAGE for one that is no file of its own."""
@@ -148,7 +152,7 @@ class AttentionFiles:
         """Draws one panel of all points, or one panel of all heads per point, below a title."""
         names, threshold, smooth = self.mapper.names, self.config.threshold, self.config.smooth
         if len(names) > 1:
-            panel = _head_panels(mapped, names, threshold, smooth)
+            panel, width = _head_panels(mapped, names, threshold, smooth), 256
         else:
             picture = mapped.crop_picture(448, 672)
             maps = [
@@ -158,7 +162,8 @@ class AttentionFiles:
             captions = [f"{p} at {pixel_text(point)}" for p, point in enumerate(mapped.points, start=1)]
             width = min(448, picture.width)
             panel = attention_panel(picture, maps, threshold, captions=captions, min_width=width, smooth=smooth)
-        return titled(panel, [Path(path).name or path, ", ".join(self._about())])
+        heading = [Path(path).name or path, ", ".join(self._about())]
+        return titled(panel, heading, round(_HEADING * caption_size(width)))
 
 
 def _figure_rows(mapped: MappedImage, name: str) -> list[FigureRow]:
@@ -189,7 +194,8 @@ def _head_panels(mapped: MappedImage, names: list[str | int], threshold: float |
         for head_map in (None, *mapped.maps[p]):
             each = picture.copy() if head_map is None else draw_heatmap(picture, head_map, threshold, smooth)
             mark_point(each, (centre[0] + 0.5, centre[1] + 0.5), str(p + 1), _MARK)
-            pictures.append(add_colorbar(each, head_map, threshold))
-        captions = [f"{p + 1} at {pixel_text((x, y))}", *(f"head {name}" for name in names)]
+            words = f"{p + 1} at {pixel_text((x, y))}"
+            pictures.append(add_colorbar(each, head_map, threshold, words))
+        captions = ["", *(f"head {name}" for name in names)]
         panels.append(grid_of(pictures, columns, captions=captions))
     return grid_of(panels, 1, gap=0)

@@ -8,6 +8,7 @@ from typing import BinaryIO
 from PIL import Image, ImageDraw
 
 from beitcli.pictures.canvas import BLUE, GAP, RULE, elided, line_height
+from beitcli.pictures.lettering import write
 from beitcli.pictures.panels import INK, WHITE, caption_size, font_of
 
 FORMATS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
@@ -36,7 +37,7 @@ def frames_of(pictures: Sequence[Image.Image], captions: Sequence[str]) -> list[
     for number, (picture, caption) in enumerate(zip(fitted, captions, strict=True), start=1):
         frame = Image.new("RGB", (width, height + head), WHITE)
         draw = ImageDraw.Draw(frame)
-        draw.text((GAP, head / 2), elided(caption, font, width - 2 * GAP), INK, font, anchor="lm")
+        write(draw, (GAP, head / 2), elided(caption, font, width - 2 * GAP), INK, font, "lm")
         draw.rectangle((GAP, head - 5, width - GAP, head - 2), RULE)
         draw.rectangle((GAP, head - 5, GAP + (width - 2 * GAP) * number // len(fitted), head - 2), BLUE)
         frame.paste(picture, ((width - picture.width) // 2, head))

@@ -75,7 +75,9 @@ def _interpolated(patch_values: np.ndarray, size: tuple[int, int]) -> np.ndarray
     return np.asarray(picture, np.float64).clip(0, 1)
 
 
-def add_colorbar(heat: Image.Image, attention: np.ndarray | None, threshold: float | None = None) -> Image.Image:
+def add_colorbar(
+    heat: Image.Image, attention: np.ndarray | None, threshold: float | None = None, words: str = ""
+) -> Image.Image:
     """Adds a colour scale below a heat map, with a mark at uniform attention (1/N for N patches).
 
     Args:
@@ -83,14 +85,16 @@ def add_colorbar(heat: Image.Image, attention: np.ndarray | None, threshold: flo
         attention: (h, w), fractions of the attention; None for an image without a map, which gets white of the same
             height.
         threshold: That of the heat map; the scale has no colour below the weakest kept patch.
+        words: Below an image without a map, as near as a scale is.
     """
     size = caption_size(heat.width)
     font, line, thick = font_of(size), round(1.6 * size), max(8, heat.width // 32)
     picture = Image.new("RGB", (heat.width, heat.height + 2 * line + thick), WHITE)
     picture.paste(heat, (0, 0))
-    if attention is None:
-        return picture
     draw, top = ImageDraw.Draw(picture), heat.height + line
+    if attention is None:
+        draw.text((heat.width / 2, heat.height + 0.875 * size), words, INK, font, anchor="mm")
+        return picture
     picture.paste(_scale(attention, threshold, (heat.width, thick)), (0, top))
     largest, uniform = float(attention.max()), 1 / attention.size
     said, x = f"uniform 1/{attention.size} = {percent(uniform)}", heat.width - 1
@@ -162,7 +166,7 @@ def attention_panel(
     marked = crisp(image, max(width_for(image, attention.shape, min_width) for _, attention in maps))
     plain = marked.copy()
     scale = marked.width / image.width
-    pictures, texts = [], ["reference points"]
+    pictures, texts = [], [""]
     for number, ((x, y), attention) in enumerate(maps, start=1):
         centre = ((x + 0.5) * scale, (y + 0.5) * scale)
         colour = ACCENTS[(number - 1) % len(ACCENTS)]
@@ -172,7 +176,7 @@ def attention_panel(
         pictures.append(add_colorbar(heat, attention, threshold))
         kept = "" if threshold is None else f": {threshold:.0%} of the attention"
         texts.append(f"point {number} at {pixel_text((x, y))}{kept}" if captions is None else captions[number - 1])
-    pictures.insert(0, add_colorbar(marked, None))
+    pictures.insert(0, add_colorbar(marked, None, words="reference points"))
     if columns is None:
         columns = -(-len(pictures) // -(-len(pictures) // 5))
     return grid_of(pictures, columns, captions=texts)

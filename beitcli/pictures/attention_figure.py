@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageFont
 
 from beitcli.pictures.attention import ACCENTS, Point, draw_heatmap, percent
-from beitcli.pictures.canvas import elided
+from beitcli.pictures.canvas import elided, wrapped
 from beitcli.pictures.drawing import Disc, Drawing, Item, Picture, Text
 
 _SIDE = 96.0  # points, of the longer side of a cell
@@ -85,11 +85,28 @@ def attention_figure(
     return Drawing((columns * step[0] - _GAP, top - _GAP), items, title)
 
 
+def headed(figure: Drawing, lines: Sequence[str]) -> Drawing:
+    """Returns a figure below some lines, which are wrapped to its width."""
+    font = ImageFont.load_default(_MEASURED * _TEXT)
+    shown = [each for line in lines for each in wrapped(line, font, math.floor(_MEASURED * figure.size[0]))]
+    words = [_name(line, (number + 0.5) * _HEADER, figure.size[0]) for number, line in enumerate(shown)]
+    down = _HEADER * len(shown) + _GAP
+    items = [*words, *(_moved(item, down) for item in figure.items)]
+    return replace(figure, size=(figure.size[0], figure.size[1] + down), items=items)
+
+
+def _moved(item: Item, down: float) -> Item:
+    if isinstance(item, Picture):
+        left, top, width, height = item.box
+        return replace(item, box=(left, top + down, width, height))
+    return replace(item, centre=(item.centre[0], item.centre[1] + down))
+
+
 def _name(name: str, middle: float, width: float) -> Text:
-    """Returns the name of a row from the left, shortened to the width."""
+    """Returns a line from the left, shortened to the width."""
     font = ImageFont.load_default(_MEASURED * _TEXT)  # letters of a small one are as wide as whole pixels
     shown = elided(name, font, math.floor(_MEASURED * width))
-    return Text(shown, (font.getlength(shown) / _MEASURED / 2, middle), _TEXT)
+    return Text(shown, (0, middle), _TEXT, is_left=True)
 
 
 def _cell(

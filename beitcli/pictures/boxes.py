@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from beitcli.pictures.canvas import elided
+from beitcli.pictures.lettering import length, write
 from beitcli.pictures.palette import class_colours, ink_on
 from beitcli.pictures.panels import WHITE, Colour, font_of
 
@@ -94,10 +95,10 @@ def _draw_name(
     width, height = draw.im.size
     font = font_of(max(_LEAST_TEXT, min(height, width) * _TEXT))
     text = elided(text, font, width - 8)
-    size = (round(font.getlength(text)) + 8, round(1.45 * getattr(font, "size", _LEAST_TEXT)))
+    size = (round(length(text, font)) + 8, round(1.45 * getattr(font, "size", _LEAST_TEXT)))
     ground = place_name(frame, size, (width, height), taken)
     draw.rectangle((ground[0], ground[1], ground[2] - 1, ground[3] - 1), colour)
-    draw.text((ground[0] + 4, (ground[1] + ground[3]) / 2), text, ink_on(colour), font, anchor="lm")
+    write(draw, (ground[0] + 4, (ground[1] + ground[3]) / 2), text, ink_on(colour), font, "lm")
     return ground
 
 

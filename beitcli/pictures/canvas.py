@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from beitcli.escaping import terminal_line
-from beitcli.pictures.panels import INK, WHITE, Colour, Font, caption_size, font_of
+from beitcli.pictures.lettering import Font, composed, length, write
+from beitcli.pictures.panels import INK, WHITE, Colour, caption_size, font_of
 
 MUTED: Colour = (104, 104, 112)
 RULE: Colour = (214, 214, 218)
@@ -97,7 +98,7 @@ def sheet(
     draw = ImageDraw.Draw(whole)
     if title:
         big = font_of(1.25 * size)
-        draw.text((gap, gap), elided(title, big, width - 2 * gap), INK, big, anchor="lt")
+        write(draw, (gap, gap), elided(title, big, width - 2 * gap), INK, big, "lt")
     top = gap + head
     for row, lines, picture_height, text_height in zip(rows, texts, heights, below, strict=True):
         left = gap
@@ -149,18 +150,18 @@ def _text_height(lines: Sequence[Line]) -> int:
 def _write(draw: ImageDraw.ImageDraw, corner: tuple[int, int], lines: Sequence[Line]) -> None:
     left, top = corner[0], corner[1] + 4
     for text, font, colour in lines:
-        draw.text((left, top + line_height(font) / 2), text, colour, font, anchor="lm")
+        write(draw, (left, top + line_height(font) / 2), text, colour, font, "lm")
         top += line_height(font)
 
 
 def elided(text: str, font: Font, width: int) -> str:
     """Shortens a line to `width` pixels, with dots in its middle: names differ in their ends."""
-    text = terminal_line(text).replace("\t", " ")  # Pillow refuses line breaks and lone surrogates
-    if font.getlength(text) <= width:
+    text = composed(terminal_line(text)).replace("\t", " ")  # Pillow refuses line breaks and lone surrogates
+    if length(text, font) <= width:
         return text
     for kept in range(len(text) - 1, 1, -1):
         short = f"{text[: (kept + 1) // 2]}...{text[len(text) - kept // 2 :]}"
-        if font.getlength(short) <= width:
+        if length(short, font) <= width:
             return short
     return text[:1]
 
@@ -170,7 +171,7 @@ def wrapped(text: str, font: Font, width: int) -> list[str]:
     lines: list[str] = []
     for word in terminal_line(text).split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
+        if lines and length(longer, font) <= width:
             lines[-1] = longer
         else:
             lines.append(elided(word, font, width))
@@ -184,7 +185,7 @@ def legend(keys: Sequence[Key], width: int, size: int) -> Image.Image:
         size: Font size in pixels.
     """
     font, side = font_of(size), round(1.1 * size)
-    widest = max((font.getlength(key.name) for key in keys), default=0)
+    widest = max((length(key.name, font) for key in keys), default=0)
     cell = min(width, round(side + 0.5 * size + widest + 1.5 * size))
     columns = max(1, min(len(keys), width // max(1, cell)))
     step = max(line_height(font), side + 4)
@@ -198,7 +199,7 @@ def legend(keys: Sequence[Key], width: int, size: int) -> Image.Image:
         if key.is_hatched:
             hatch(picture, box)
         room = cell - side - round(0.5 * size)
-        draw.text((left + side + 0.5 * size, middle), elided(key.name, font, room), INK, font, anchor="lm")
+        write(draw, (left + side + 0.5 * size, middle), elided(key.name, font, room), INK, font, "lm")
     return picture
 
 

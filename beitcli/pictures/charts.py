@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from beitcli.pictures import colormap
 from beitcli.pictures.canvas import BLUE, MUTED, RULE, VERMILION, elided
+from beitcli.pictures.lettering import write
 from beitcli.pictures.panels import INK, WHITE, Colour, font_of
 
 _TEXT = 17  # font size in pixels
@@ -72,7 +73,7 @@ class Plot:
         self.box = (_LEFT, _TOP + 18, size[0] - _RIGHT, size[1] - _BOTTOM)
         left, _, right, lower = self.box
         font, small = font_of(1.15 * _TEXT), font_of(0.84 * _TEXT)
-        self.draw.text((0, 2), elided(title, font, size[0]), INK, font, anchor="lt")
+        write(self.draw, (0, 2), elided(title, font, size[0]), INK, font, "lt")
         for value, text in y.ticks:
             height = self.place(0, value)[1]
             self.draw.line((left, height, right, height), RULE)
@@ -167,8 +168,8 @@ def heat_chart(values: np.ndarray, title: str, note: str, width: int = 440) -> I
     top, side = _TOP + 18, 18
     picture = Image.new("RGB", (columns * cell + 100, top + max(120, rows * cell) + 8), WHITE)
     draw = ImageDraw.Draw(picture)
-    draw.text((0, 2), elided(title, font, picture.width), INK, font, anchor="lt")
-    draw.text((0, _TOP - 4), elided(note, small, picture.width), MUTED, small, anchor="lm")
+    write(draw, (0, 2), elided(title, font, picture.width), INK, font, "lt")
+    write(draw, (0, _TOP - 4), elided(note, small, picture.width), MUTED, small, "lm")
     picture.paste(Image.fromarray(pixels), (0, top))
     height = max(110, rows * cell)
     ramp = colormap.apply(0.15 + 0.8 * np.linspace(1, 0, height)[:, None]).repeat(side, axis=1)

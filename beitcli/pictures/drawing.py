@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from beitcli.escaping import html
+from beitcli.pictures.lettering import composed, length, spelled, write
 from beitcli.pictures.page_file import image_url, jpeg
 from beitcli.pictures.panels import INK, WHITE, Colour
 
@@ -47,11 +48,12 @@ class Disc:
 
 @dataclass(frozen=True)
 class Text:
-    """A line whose middle is at `centre`."""
+    """A line whose middle is at `centre`; with `is_left` its left end is there."""
 
     text: str
     centre: tuple[float, float]
     size: float
+    is_left: bool = False
 
 
 Item = Picture | Disc | Text
@@ -81,7 +83,8 @@ def as_pixels(drawing: Drawing, dpi: int = DPI) -> Image.Image:
             picture.paste(item.image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), (left, top))
         elif isinstance(item, Text):
             x, y = item.centre
-            draw.text((x * scale, y * scale), item.text, INK, ImageFont.load_default(item.size * scale), anchor="mm")
+            font, anchor = ImageFont.load_default(item.size * scale), "lm" if item.is_left else "mm"
+            write(draw, (x * scale, y * scale), item.text, INK, font, anchor)
         else:
             _paste_disc(picture, item, scale)
     picture.info["dpi"] = (dpi, dpi)
@@ -118,7 +121,7 @@ def as_svg(drawing: Drawing) -> str:
                 f'href="{image_url(item.image, quality=_QUALITY)}"/>'
             )
         elif isinstance(item, Text):
-            lines.append(_svg_text(item.text, item.centre, item.size, INK))
+            lines.append(_svg_text(item.text, item.centre, item.size, INK, is_left=item.is_left))
         else:
             x, y = item.centre
             rim = 0.12 * item.radius
@@ -130,9 +133,10 @@ def as_svg(drawing: Drawing) -> str:
     return "\n".join([*lines, "</svg>", ""])
 
 
-def _svg_text(text: str, centre: tuple[float, float], size: float, colour: Colour) -> str:
+def _svg_text(text: str, centre: tuple[float, float], size: float, colour: Colour, *, is_left: bool = False) -> str:
     x, y = centre[0], centre[1] + 0.36 * size  # half the height of a capital below the middle
-    return f'<text x="{x:.6g}" y="{y:.6g}" font-size="{size:.4g}" fill="{_hex(colour)}">{html(text)}</text>'
+    anchor = ' text-anchor="start"' if is_left else ""
+    return f'<text x="{x:.6g}" y="{y:.6g}" font-size="{size:.4g}" fill="{_hex(colour)}"{anchor}>{html(text)}</text>'
 
 
 def _hex(colour: Colour) -> str:
@@ -140,11 +144,11 @@ def _hex(colour: Colour) -> str:
 
 
 def as_pdf(drawing: Drawing) -> bytes:
-    """Returns the drawing as a PDF file of one page; letters beyond Latin-1 in texts become question marks."""
+    """Returns the drawing as a PDF file of one page; letters that its font lacks become base letters or codes."""
     width, height = drawing.size
     images = [item.image.convert("RGB") for item in drawing.items if isinstance(item, Picture)]
     names = " ".join(f"/Im{number} {number + 7} 0 R" for number in range(len(images)))
-    content = zlib.compress(_pdf_content(drawing).encode("latin-1", errors="replace"))
+    content = zlib.compress(_pdf_content(drawing).encode("cp1252"))
     title = drawing.title.encode("utf-16-be", errors="replace").hex()
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
@@ -181,7 +185,8 @@ def _pdf_content(drawing: Drawing) -> str:
             lines.append(f"q {wide:g} 0 0 {high:g} {x:g} {height - y - high:g} cm /Im{number} Do Q")
             number += 1
         elif isinstance(item, Text):
-            lines.append(_pdf_text(item.text, (item.centre[0], height - item.centre[1]), item.size, INK))
+            place = item.centre[0], height - item.centre[1]
+            lines.append(_pdf_text(item.text, place, item.size, INK, is_left=item.is_left))
         else:
             x, y, radius = item.centre[0], height - item.centre[1], item.radius
             lines.append(f"{_pdf_colour(WHITE)} {_pdf_circle(x, y, radius)} f")
@@ -190,11 +195,16 @@ def _pdf_content(drawing: Drawing) -> str:
     return "\n".join(lines)
 
 
-def _pdf_text(text: str, centre: tuple[float, float], size: float, colour: Colour) -> str:
+def _pdf_text(text: str, centre: tuple[float, float], size: float, colour: Colour, *, is_left: bool = False) -> str:
+    text = spelled(composed(text), _is_in_pdf_font)
     shown = "".join("?" if ord(each) < 32 else "\\" + each if each in "()\\" else each for each in text)
-    wide = ImageFont.load_default(20).getlength(text) / 20 * size  # within a few percent of Helvetica's
+    wide = 0 if is_left else length(text, ImageFont.load_default(20)) / 20 * size  # within a few percent of Helvetica's
     x, y = centre[0] - wide / 2, centre[1] - 0.36 * size
     return f"BT {_pdf_colour(colour)} /F {size:.4g} Tf {x:.2f} {y:.2f} Td ({shown}) Tj ET"
+
+
+def _is_in_pdf_font(letter: str) -> bool:
+    return bool(letter.encode("cp1252", errors="ignore"))
 
 
 def _pdf_colour(colour: Colour) -> str:

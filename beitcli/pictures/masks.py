@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from beitcli.pictures.canvas import BLUE, VERMILION, Panel
 from beitcli.pictures.panels import INK, WHITE, Colour, crisp, nearest
+from beitcli.runtime.metric_text import frequent_token, percent
 
 HIDDEN: Colour = (128, 128, 128)
 RIGHT, WRONG = BLUE, VERMILION
@@ -104,7 +105,7 @@ class Guesses:
             return ()
         if self.baseline is None:
             return (MARKS,)
-        return MARKS, f"always the most frequent token: {self.baseline:.1%} right"
+        return MARKS, f"always {frequent_token(self.baseline)}: {percent(self.baseline)} right"
 
 
 def mask_panels(
@@ -136,7 +137,7 @@ def mask_panels(
     if guesses.own is not None:
         own = smooth(guesses.own, masked.size)
         outline(own, mask)
-        panels.append(Panel(own, "from its own tokens", ("the best that the tokenizer can show",)))
+        panels.append(Panel(own, "from its own tokens", ("the tokenizer's best",)))
     guessed = smooth(guesses.picture, masked.size)
     if guesses.right is None:
         outline(guessed, mask)

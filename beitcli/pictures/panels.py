@@ -8,8 +8,9 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from beitcli.pictures.lettering import Font, composed, length, write
+
 Colour = tuple[int, int, int]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 WHITE: Colour = (255, 255, 255)
 INK: Colour = (40, 40, 44)
@@ -69,7 +70,7 @@ def grid_of(
         picture.paste(image.convert("RGB"), (centre - image.width // 2, top + (heights[row] - image.height) // 2))
         if captions is not None:
             text = _cut(captions[number], font, widths[column])
-            draw.text((centre, top + heights[row] + caption_height / 2), text, ink, font, anchor="mm")
+            write(draw, (centre, top + heights[row] + caption_height / 2), text, ink, font, "mm")
     return picture
 
 
@@ -87,20 +88,21 @@ def caption_size(width: int) -> int:
     return min(48, max(12, round(width / 24)))
 
 
-def titled(image: Image.Image, lines: Sequence[str]) -> Image.Image:
+def titled(image: Image.Image, lines: Sequence[str], size: int | None = None) -> Image.Image:
     """Adds a title above a picture that has a white margin: the first line in ink, the others in grey.
 
     Args:
         image: RGB, with a margin of 16 pixels.
         lines: A line that is wider than the picture is truncated.
+        size: Font size in pixels; default by the width.
     """
-    size = min(28, max(14, round(image.width / 84)))
+    size = size or min(28, max(14, round(image.width / 84)))
     line, font = round(1.5 * size), font_of(size)
     picture = Image.new("RGB", (image.width, image.height + line * len(lines) + size // 2), WHITE)
     draw = ImageDraw.Draw(picture)
     for number, text in enumerate(lines):
         place = 16, size // 2 + line * (number + 0.5)
-        draw.text(place, _cut(text, font, image.width - 32), GREY if number else INK, font, anchor="lm")
+        write(draw, place, _cut(text, font, image.width - 32), GREY if number else INK, font, "lm")
     picture.paste(image, (0, picture.height - image.height))
     return picture
 
@@ -128,10 +130,11 @@ def mark_point(image: Image.Image, point: tuple[float, float], label: str, colou
     image.paste(disc, (round(point[0]) - radius, round(point[1]) - radius), disc)
 
 
-def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _cut(text: str, font: Font, width: int) -> str:
     """Truncates text, with dots, to `width` pixels."""
-    if font.getlength(text) <= width:
+    text = composed(text)
+    if length(text, font) <= width:
         return text
-    while text and font.getlength(text + "...") > width:
+    while text and length(text + "...", font) > width:
         text = text[:-1]
     return text.rstrip() + "..."

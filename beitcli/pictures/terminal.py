@@ -31,6 +31,7 @@ _CELL = 10.0  # pixels of a column, where the terminal does not tell
 _CHUNK = 4096  # most characters of one of kitty's commands
 _GAP = 2  # columns between panels
 _LEAST_COLUMNS = 24  # of a panel that stands beside others
+_SMALLEST = 16  # columns of a panel that is to fit the lines of a terminal
 _LEVELS = np.array([0, 95, 135, 175, 215, 255])  # of a channel in xterm's cube of colours 16 to 231
 _SIXEL_COLOURS = 255
 _RESET = "\x1b[0m"
@@ -113,7 +114,9 @@ def draw_picture(picture: Image.Image, protocol: Protocol, columns: int, cell: f
     return "".join(commands) + "\n"
 
 
-def draw_panels(panels: Sequence[Panel], protocol: Protocol, columns: int, cell: float = _CELL) -> str:
+def draw_panels(
+    panels: Sequence[Panel], protocol: Protocol, columns: int, cell: float = _CELL, lines: int | None = None
+) -> str:
     """Returns what draws pictures of one shape in rows, each with its title and notes as text beneath.
 
     As many stand side by side as have 24 columns or more. Lines are wrapped to the width of their picture, and hold no
@@ -121,13 +124,29 @@ def draw_panels(panels: Sequence[Panel], protocol: Protocol, columns: int, cell:
 
     Args:
         cell: Pixels of a column.
+        lines: That the drawing is to take at most, if pictures of 16 columns can; None for any number.
     """
     most = max(1, min(len(panels), (columns + _GAP) // (_LEAST_COLUMNS + _GAP)))
     rows = -(-len(panels) // most)
     beside = -(-len(panels) // rows)
     wide = max(8, (columns - _GAP * (beside - 1)) // beside)
     parts = [panels[start : start + beside] for start in range(0, len(panels), beside)]
+    if lines is not None:
+        wide = next((each for each in range(wide, _SMALLEST - 1, -1) if _height(parts, each) <= lines), wide)
     return "".join(_row(part, protocol, wide, cell) for part in parts)
+
+
+def _height(parts: Sequence[Sequence[Panel]], wide: int) -> int:
+    """Returns the lines that rows of panels take, each `wide` columns: a column is half as wide as a line is high."""
+    pictures = sum(
+        max(-(-round(panel.picture.height * wide / panel.picture.width) // 2) for panel in part) for part in parts
+    )
+    return pictures + sum(max(len(_written(panel, wide)) for panel in part) for part in parts)
+
+
+def _written(panel: Panel, wide: int) -> list[str]:
+    """Returns the lines beneath a panel."""
+    return [line for text in (panel.title, *panel.notes) for line in textwrap.wrap(terminal_line(text), wide)]
 
 
 def _row(panels: Sequence[Panel], protocol: Protocol, wide: int, cell: float) -> str:
@@ -145,10 +164,7 @@ def _row(panels: Sequence[Panel], protocol: Protocol, wide: int, cell: float) ->
         drawn = _blocks(strip, true=protocol == "truecolor", keep=shown)
     else:
         drawn = draw_picture(strip, protocol, columns, cell)
-    written = [
-        [line for text in (panel.title, *panel.notes) for line in textwrap.wrap(terminal_line(text), wide)]
-        for panel in panels
-    ]
+    written = [_written(panel, wide) for panel in panels]
     for row in range(max(len(lines) for lines in written)):
         cells = [lines[row] if row < len(lines) else "" for lines in written]
         drawn += (" " * _GAP).join(each.ljust(wide) for each in cells).rstrip() + "\n"

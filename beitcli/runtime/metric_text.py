@@ -141,6 +141,15 @@ def figure_texts(
     return [*trained, *(f"{kind} {text}" for text in held_out), *rest]
 
 
+def frequent_token(accuracy: float) -> str:
+    """Returns which token a fixed guess names, and why it is never right where it is not.
+
+    Args:
+        accuracy: Of the guess. It is 0 only where the token was counted on other patches than those measured.
+    """
+    return "the most frequent token" if accuracy else "the most frequent token of training, which no measured patch has"
+
+
 def percent(share: float) -> str:
     """Formats a share in 0-1 with two significant digits, and one decimal from 10% on: `0.42%`, `4.2%`, `42.0%`."""
     value = 100 * share

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +44,24 @@ def test_preview_is_drawn_as_the_terminal_can_and_stdout_stays_json(
     assert json.loads(out.read_text())["path"] == image
     if "nothing" not in seen:
         assert "75 of 196 patches (38%)" in said
+
+
+@pytest.mark.parametrize(("environ", "drawn"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_the_mask_is_shown_once_and_all_of_it_on_a_terminal_of_24_lines(
+    picture: Callable, environ: dict[str, str], drawn: bool
+) -> None:
+    """As a picture, or in letters where the terminal shows none."""
+
+    def work() -> int:
+        termios.tcsetwinsize(2, (24, 80))
+        return main(["mask-preview", str(picture("a.png")), "--preview"])
+
+    code, said = at_terminal(work, COLUMNS="80", **environ)
+    assert code == 0
+    assert ("··" in said) == (not drawn)
+    assert ("▀" in said) == drawn
+    if drawn:
+        assert said.count("\n") - said.count("\x1b[1A") <= 23  # a bar of progress was there, and is gone
 
 
 def test_a_misspelt_protocol_is_told_once_and_blocks_are_drawn(picture: Callable, tmp_path: Path) -> None:

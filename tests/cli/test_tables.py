@@ -125,6 +125,8 @@ def test_accuracy_of_a_pretraining_has_its_error_beside_it_and_images_are_told_o
     assert told == {"masked_accuracy": "0.0451 (standard error 0.004)", "measured_on": "512 held-out images"}
     told = in_words({"masked_accuracy": 0.04506, "baseline_accuracy": 0.02})
     assert told["baseline_accuracy"] == "0.0200 (always guessing the most frequent token)"
+    never = in_words({"masked_accuracy": 0.004, "baseline_accuracy": 0.0})["baseline_accuracy"]
+    assert never == "0.0000 (always guessing the most frequent token of training, which no measured patch has)"
     assert "measured_images" in in_words(measured)
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.models.checkpoints.build import open_backbone
 from beitcli.models.networks.attention_maps import attention_rows
 from beitcli.models.networks.beit import MaskedImageModel
+from beitcli.pictures.panels import caption_size
 from beitcli.runtime.storage.checkpoint import save_checkpoint
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
@@ -394,7 +396,7 @@ def test_no_page_is_written_of_images_that_cannot_be_read(run, tmp_path):
 def test_figure_has_a_row_for_each_image(run, tmp_path, suffix):
     paths = [save_image(tmp_path / name) for name in ("a.jpg", "b.jpg")]
     output = tmp_path / f"figure.{suffix}"
-    documents = look(run, *paths, output=str(output), figure=suffix == "png", point=("50,40", "60,20"))
+    documents = look(run, *paths, output=str(output), figure=True, point=("50,40", "60,20"))
     assert [document["output"] for document in documents] == [str(output)] * 2
     content = output.read_bytes()
     if suffix == "png":
@@ -406,10 +408,48 @@ def test_figure_has_a_row_for_each_image(run, tmp_path, suffix):
         assert content.count(b"/Subtype /Image") == 6
 
 
+@pytest.mark.parametrize("suffix", ["svg", "pdf"])
+def test_figure_of_one_image_has_the_words_of_that_of_several(run, tmp_path, suffix):
+    path, words = save_image(tmp_path / "a.jpg"), {}
+    for name, several in (("one", [path]), ("two", [path, save_image(tmp_path / "b.jpg")])):
+        output = tmp_path / f"{name}.{suffix}"
+        look(run, *several, output=str(output), layer=1, head="2")
+        words[name] = words_of(output)
+    about = " ".join(words["one"])
+    assert f"layer 1 (of 0 to {DEPTH - 1}), head 2" in about
+    assert "each map relative to its max; uniform 1/" in about
+    assert "a.jpg" in words["one"]
+    assert sum(each.startswith("max ") for each in words["one"]) == 4
+    assert words["two"][: len(words["one"])] == words["one"]
+    look(run, path, output=str(tmp_path / f"bare.{suffix}"), figure=True)
+    assert set(words_of(tmp_path / f"bare.{suffix}")) == set("1234")
+
+
+def words_of(figure: Path) -> list[str]:
+    """Returns the texts of an SVG or PDF file in their order."""
+    content = figure.read_bytes()
+    if figure.suffix == ".svg":
+        return re.findall(r"<text [^>]*>([^<]*)</text>", content.decode())
+    start = content.index(b"/FlateDecode")
+    start = content.index(b"stream\n", start) + 7
+    drawn = zlib.decompress(content[start : content.index(b"\nendstream", start)]).decode("cp1252")
+    return [each.replace("\\", "") for each in re.findall(r" Td \((.*)\) Tj", drawn)]
+
+
 def test_titles_count_layers_and_heads_as_the_command_does(run, image, tmp_path):
     look(run, image, output=str(tmp_path / "a.svg"), layer=1, head="2")
     content = (tmp_path / "a.svg").read_text()
     assert f"layer 1 (of 0 to {DEPTH - 1}), head 2" in content
+
+
+@pytest.mark.parametrize("points", [("50,40",), ("50,40", "60,20", "20,10", "80,70")])
+def test_the_heading_of_a_picture_is_a_little_larger_than_its_captions(run, image, tmp_path, points):
+    look(run, image, output=str(tmp_path / "a.png"), point=points)
+    with Image.open(tmp_path / "a.png") as picture:
+        white = (np.asarray(picture.convert("L")) > 250).mean(axis=1)
+        cell = (picture.width - 16) // (1 + len(points)) - 16
+    size = round(1.2 * caption_size(cell))
+    assert np.flatnonzero(white < 0.2)[0] == 2 * round(1.5 * size) + size // 2 + 16  # two lines, and the margin
 
 
 def test_figure_is_refused_where_there_is_none(run, image, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from beitcli.pictures.attention import add_colorbar, attention_panel, draw_heatmap, percent, top_mass_patches
+from beitcli.pictures.panels import caption_size
 
 GREY = Image.new("RGB", (448, 448), (100, 100, 100))
 
@@ -118,6 +119,13 @@ def test_scale_keeps_images_without_a_map_level_with_those_that_have_one():
 )
 def test_percentages_have_three_digits_and_no_space(share, said):
     assert percent(share) == said
+
+
+def test_the_words_below_the_reference_points_are_near_them():
+    image = Image.new("RGB", (448, 448), (90, 160, 90))
+    pixels = np.asarray(attention_panel(image, [((20, 30), np.full((14, 14), 0.01))]))
+    below = np.flatnonzero((pixels[16 + 448 :, 16 : 16 + 448] < 128).any(axis=(1, 2)))
+    assert 0 < below.min() <= below.max() < 1.75 * caption_size(448)
 
 
 def test_attention_panel_marks_each_point_where_it_is():

@@ -233,10 +233,21 @@ def test_gallery_keeps_names_as_text_and_switches_images(page, folder, pretraine
     assert_shows(page, expected(folder, pretrained_run, text(page, "command"), "b.png"))
 
 
+def test_the_numbered_buttons_say_what_they_pin(page):
+    assert text(page, "points-name") == "Pin point"
+    button = page.locator("#points button").first
+    button.click()
+    where = text(page, "from").partition(" (")[0]
+    assert (button.text_content(), button.get_attribute("title")) == ("1", f"Reference point 1: {where}")
+
+
 def test_view_is_saved_as_it_is_seen_and_the_page_is_no_wider_than_the_screen(page, tmp_path):
     page.keyboard.press("c")
     assert page.is_checked("#grey")  # heat is not mistaken for the photograph's own colours
-    assert "grayscale" in page.evaluate("getComputedStyle(document.getElementById('photo')).filter")
+    seen = page.evaluate("getComputedStyle(document.getElementById('photo')).filter")
+    assert "grayscale" in seen
+    assert float(seen.partition("brightness(")[2].rstrip(")")) > 0.9  # what is on the photograph is recognized
+    assert float(page.input_value("#opacity")) < 70
     page.uncheck("#grey")
     assert page.evaluate("getComputedStyle(document.getElementById('photo')).filter") == "none"
     for name in ("smooth", "grey"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beitcli.pictures.attention_figure import FigureRow, attention_figure
+from beitcli.pictures.attention_figure import FigureRow, attention_figure, headed
 from beitcli.pictures.drawing import Disc, Drawing, Picture, Text, as_pdf, as_pixels, as_svg
 
 RED = Image.new("RGB", (8, 8), (200, 0, 0))
@@ -113,6 +113,21 @@ def test_figure_with_words_names_each_image_and_tells_the_scale_of_each_map():
         columns = np.flatnonzero((drawn < 200).any(axis=(0, 2)))
         assert 0 <= columns.min() <= 10
         assert columns.max() < drawn.shape[1] - 1
+
+
+def test_lines_above_a_figure_move_it_down_and_are_wrapped():
+    plain = attention_figure([row()])
+    figure = headed(plain, ["runs/mine, layer 5 (of 0 to 5), mean of the heads", "a word " * 30])
+    words = [item for item in figure.items if isinstance(item, Text)]
+    assert [item.centre for item in words] == [(0, 6 + 12 * number) for number in range(len(words))]
+    assert len(words) > 2
+    down = figure.size[1] - plain.size[1]
+    assert (figure.size[0], down) == (plain.size[0], 12 * len(words) + 4)
+    moved = [item.box[1] for item in figure.items if isinstance(item, Picture)]
+    assert moved == [item.box[1] + down for item in plain.items if isinstance(item, Picture)]
+    left = Drawing((72, 36), [Text("left", (10, 18), 6, is_left=True)])
+    assert np.flatnonzero((np.asarray(as_pixels(left, 72)) < 200).any(axis=(0, 2))).min() in (10, 11)
+    assert 'text-anchor="start"' in as_svg(left)
 
 
 def test_figure_of_nothing_is_refused():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from beitcli.masking import keyed_mask, make_masking
+from beitcli.pictures.canvas import PREVIEW_TEXT, font_of, wrapped
 from beitcli.pictures.masks import HIDDEN, RIGHT, SEAM, WRONG, Guesses, mark_guesses, mask_overlay, mask_panels, spread
 from beitcli.pictures.panels import INK
 
@@ -73,8 +76,13 @@ def test_panels_are_two_or_with_guesses_four():
     panels = mask_panels(image, mask, guesses)
     assert len(panels) == 4
     assert guesses.legend == ("disc: right, cross: wrong", "always the most frequent token: 2.0% right")
+    never = replace(guesses, baseline=0.0).legend[1]
+    assert never == "always the most frequent token of training, which no measured patch has: 0.0% right"
+    assert replace(guesses, baseline=0.0004).legend[1] == "always the most frequent token: 0.04% right"
     assert Guesses(guesses.picture).legend == ()
     assert {panel.picture.size for panel in panels} == {(448, 448)}
+    small, own = font_of(round(0.86 * PREVIEW_TEXT)), panels[2].notes[0]
+    assert wrapped(own, small, 224) == [own]  # on one line below the previews of a run
     assert panels[3].notes == ("5 of 14 right (36%)",)
     assert len(mask_panels(image, mask, Guesses(noise((112, 112))))) == 3
 

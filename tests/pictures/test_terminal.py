@@ -170,6 +170,12 @@ def test_panels_stand_side_by_side_with_their_lines():
     assert max(map(len, texts)) <= 80
 
 
+def test_panels_take_no_more_lines_than_there_are_where_they_can():
+    panels = [Panel(noise((64, 64)), f"panel {number}", ("a note",)) for number in range(2)]
+    drawn = {lines: draw_panels(panels, "truecolor", 80, lines=lines).count("\n") for lines in (None, 40, 21, 10, 5)}
+    assert drawn == {None: 20 + 2, 40: 20 + 2, 21: 21, 10: 10, 5: 20 + 2}
+
+
 def test_panels_that_would_be_narrow_stand_in_rows_of_equal_length():
     panels = [Panel(noise((64, 64)), f"panel {number}") for number in range(4)]
     assert [line.split() for line in plain_lines(panels, 80) if "panel" in line] == [

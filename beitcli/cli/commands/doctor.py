@@ -46,9 +46,20 @@ def _facts(report: DoctorReport) -> dict[str, str]:
         "classes": "; ".join(
             f"{_of_split(report, name)}{number} of {_spread(report, name)} images" for name, number in classes.items()
         ),
-        "repeated": f"{sum(len(group.paths) - 1 for group in report.copies):,}" if report.copies else "",
+        "repeated": _repeated(report),
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def _repeated(report: DoctorReport) -> str:
+    """Returns how many images repeat another one, and in what: the sums of the findings."""
+    from beitcli.engine.doctor.report import SAME
+
+    copies = {
+        kind: sum(each.images for each in report.findings if each.kind in (f"duplicates-{kind}", f"overlap-{kind}"))
+        for kind in SAME
+    }
+    return ", ".join(f"{number:,} {SAME[kind]}" for kind, number in copies.items() if number)
 
 
 def _shorter_side(sizes: dict[str, Any]) -> str:

@@ -51,7 +51,7 @@ def _print_previews(config: MaskPreviewConfig, console: CommandConsole, *, is_pi
                 console.print_about(document["path"], [f"error: {document['error']}"])
             else:
                 console.print_about(document["path"], [_said(document, config)])
-                if config.output is None:
+                if config.output is None and not console.has_drawn:
                     console.print_text(
                         "\n".join("".join("██" if hidden else "··" for hidden in row) for row in document["mask"])
                     )

@@ -29,8 +29,9 @@ class Mark:
         return self.title
 
 
+LIST = "-o good.tsv"  # as an example
 MARKS = {
-    "unreadable": Mark("warning", "cannot be read", "Replace what is damaged, or leave it out: -o good.tsv."),
+    "unreadable": Mark("warning", "cannot be read", f"Replace what is damaged, or leave it out: {LIST}."),
     "misnamed": Mark("note", "are of another format than the name says", "Read as what the content is."),
     "one-colour": Mark("warning", "are of one colour", "A list without them: --drop one-colour."),
     "dark": Mark(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +11,10 @@ import numpy as np
 from PIL import Image
 
 from beitcli.data.sources.base import Source
-from beitcli.engine.doctor.report import DataFinding, Diagnosis, Paths
+from beitcli.engine.doctor.copies import Copies
+from beitcli.engine.doctor.likeness import likenesses
+from beitcli.engine.doctor.paths import Paths
+from beitcli.engine.doctor.report import SAME, DataFinding, Diagnosis
 from beitcli.errors import BadImage
 from beitcli.pictures.page_file import Page, assemble, fill, image_url, page_part, plain_section
 from beitcli.runtime.metric_text import counted, size_text
@@ -17,7 +22,7 @@ from beitcli.runtime.metric_text import counted, size_text
 _MOST_PICTURES = 200
 _MOST_OF_A_FINDING = 24
 _MOST_GROUPS = 40
-_MOST_IN_GROUP = 6
+_MOST_IN_GROUP = 8
 _MOST_CLASSES = 200
 _SIDE = 128
 
@@ -29,10 +34,9 @@ def doctor_page(diagnosis: Diagnosis, parts: Sequence[Source]) -> str:
     findings = [_finding(each, diagnosis, pictures) for each in report.findings]
     groups = [
         {
-            "same": group.kind,
             "splits": list(dict.fromkeys(diagnosis.names[diagnosis.split_of(member)] for member in group.members)),
             "total": len(group.members),
-            "images": [pictures.of(member) for member in group.members[:_MOST_IN_GROUP]],
+            **_members(group, diagnosis, pictures),
         }
         for group in sorted(diagnosis.copies, key=lambda each: each.kind == "near")[:_MOST_GROUPS]
     ]
@@ -62,6 +66,17 @@ def doctor_page(diagnosis: Diagnosis, parts: Sequence[Source]) -> str:
     rows = [(each["severity"], f"{each['what']} {each['way_out']}") for each in findings] or [("nothing found", "")]
     plain = plain_section(report.data, texts, rows)
     return assemble(Page(f"beit doctor: {report.data}", body, styles, script, data, plain))
+
+
+def _members(group: Copies, diagnosis: Diagnosis, pictures: _Pictures) -> dict[str, Any]:
+    """Returns the number of copies in a group by what they have in common, and pictures of its first images."""
+    copies = likenesses(group, diagnosis.collected.signatures, diagnosis.split_of)
+    counts = Counter(copy.kind for copy in copies)
+    names = {member: os.path.basename(pictures.paths(member)) for member in group.members[:_MOST_IN_GROUP]}
+    images = [pictures.of(group.members[0])]
+    for copy in copies[: _MOST_IN_GROUP - 1]:
+        images.append(pictures.of(copy.member, f"{SAME[copy.kind]} as {names[copy.of]}"))
+    return {"counts": [[SAME[kind], counts[kind]] for kind in SAME if counts[kind]], "images": images}
 
 
 def _finding(finding: DataFinding, diagnosis: Diagnosis, pictures: _Pictures) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,16 +14,19 @@ from beitcli.data.sources.base import Source
 from beitcli.engine.doctor.collect import Collected, class_counts, size_counts
 from beitcli.engine.doctor.copies import Copies, find_copies
 from beitcli.engine.doctor.label_conflicts import label_conflicts
-from beitcli.engine.doctor.marks import MARKS
+from beitcli.engine.doctor.likeness import likenesses
+from beitcli.engine.doctor.marks import LIST, MARKS
+from beitcli.engine.doctor.paths import Paths
 from beitcli.engine.trainer.preflight.amount import few_findings, held_out_images, one_image_findings
 from beitcli.engine.trainer.preflight.empty_folders import empty_folder_findings
 from beitcli.engine.trainer.preflight.findings import Severity
 from beitcli.engine.trainer.preflight.schedule import class_findings
+from beitcli.escaping import shell_word
 from beitcli.runtime.metric_text import counted
 
 MOST_EXAMPLES = 100  # paths of a finding in JSON
-_ONE_OF_EACH = "A list of the good ones (-o good.tsv) has one of each."
-_SAME = {"bytes": "byte for byte", "pixels": "in every pixel", "near": "nearly"}
+_ALIKE = "Some may only be alike: look at them. A list has all of them, unless --drop names near-duplicates."
+SAME = {"bytes": "byte for byte", "pixels": "in every pixel", "near": "nearly"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class CopyGroup:
     """Images that are the same.
 
     Attributes:
-        same: What is: `bytes`, `pixels` or `near`.
+        same: What is: `bytes`, `pixels` or `near`; of several, the least.
         splits: Those of the members, without repetition.
     """
 
@@ -107,6 +111,12 @@ class Diagnosis:
 
     def split_of(self, index: int) -> int:
         return int(np.searchsorted(self.starts, index, side="right")) - 1
+
+    def with_list(self, name: str) -> Diagnosis:
+        """Returns the same with the name of the list that is written where a way out names an example."""
+        written = f"-o {shell_word(name)}"
+        findings = [replace(each, way_out=each.way_out.replace(LIST, written)) for each in self.report.findings]
+        return replace(self, report=replace(self.report, findings=findings))
 
     @property
     def copies_to_drop(self) -> dict[str, set[int]]:
@@ -182,22 +192,6 @@ def _nothing(data: str) -> DoctorReport:
     return DoctorReport(data, 0, 0, 0, 0, {}, {}, {}, {}, [], [], 0, [])
 
 
-class Paths:
-    """Names of images by their index in all parts."""
-
-    def __init__(self, parts: Sequence[Source], starts: np.ndarray) -> None:
-        self.parts, self.starts = parts, starts
-
-    def place(self, index: int) -> tuple[Source, int]:
-        """Returns the part and the index in it."""
-        number = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return self.parts[number], int(index - self.starts[number])
-
-    def __call__(self, index: int) -> str:
-        part, inner = self.place(index)
-        return part.path(inner)
-
-
 def _of_images(
     collected: Collected, image_of: dict[str, np.ndarray], paths: Callable[[int], str]
 ) -> Iterator[DataFinding]:
@@ -221,27 +215,24 @@ def _later(diagnosis: Diagnosis, group: Copies) -> list[int]:
 
 
 def _of_copies(diagnosis: Diagnosis, paths: Callable[[int], str]) -> Iterator[DataFinding]:
-    for kind, same in _SAME.items():
-        apart: list[dict[str, str]] = []
-        within: list[dict[str, str]] = []
-        across, repeated = 0, 0
-        for group in diagnosis.copies:
-            if group.kind != kind:
-                continue
-            later = set(_later(diagnosis, group))
-            first = paths(group.members[0])
-            for member in group.members[1:]:
-                found, is_apart = (apart, True) if member in later else (within, False)
-                across, repeated = across + is_apart, repeated + (not is_apart)
-                if len(found) < MOST_EXAMPLES:
-                    found.append({"path": paths(member), "why": f"as {first}"})
+    counts: Counter[tuple[str, bool]] = Counter()
+    examples: dict[tuple[str, bool], list[dict[str, str]]] = {}
+    for group in diagnosis.copies:
+        for copy in likenesses(group, diagnosis.collected.signatures, diagnosis.split_of):
+            key = copy.kind, copy.is_apart
+            counts[key] += 1
+            if counts[key] <= MOST_EXAMPLES:
+                examples.setdefault(key, []).append({"path": paths(copy.member), "why": f"as {paths(copy.of)}"})
+    for kind, same in SAME.items():
+        across, repeated = counts[kind, True], counts[kind, False]
+        apart, within = (examples.get((kind, is_apart), []) for is_apart in (True, False))
         if across:
             what = f"{counted(across, 'image')} of a later split {_are(across)} also in an earlier one, {same}."
             way_out = "Metrics will be too good: a list written by -o leaves them out of the earlier split."
             yield DataFinding(f"overlap-{kind}", "warning", across, what, way_out, apart)
         if repeated:
             what = f"{counted(repeated, 'image')} repeat{'s'[: repeated == 1]} another of the same split, {same}."
-            way_out = "Some may only be alike: look at them." if kind == "near" else _ONE_OF_EACH
+            way_out = _ALIKE if kind == "near" else f"A list of the good ones ({LIST}) has one of each."
             severity: Severity = "note" if kind == "near" else "warning"
             yield DataFinding(f"duplicates-{kind}", severity, repeated, what, way_out, within)
 
@@ -254,7 +245,7 @@ def _of_conflicts(diagnosis: Diagnosis, paths: Paths) -> Iterator[DataFinding]:
             for index, first, name, other in found[:MOST_EXAMPLES]
         ]
         what = f"{counted(len(found), 'image')} {_are(len(found))} a copy of one of another class."
-        way_out = "One of the two labels is wrong: remove that file, before a list (-o good.tsv) takes one of them."
+        way_out = f"One of the two labels is wrong: remove that file, before a list ({LIST}) takes one of them."
         yield DataFinding("label-conflict", "warning", len(found), what, way_out, examples)
 
 
@@ -289,7 +280,16 @@ def _of_trainings(images: int) -> Iterator[DataFinding]:
     if not images:
         return
     held_out = held_out_images(images, PretrainConfig.holdout)
+    for each in one_image_findings("pretrain", images):
+        why = each.what.partition(": ")[2]
+        what = f"1 image is too few to pretrain on: {why}"
+        yield DataFinding(f"{each.kind}-to-pretrain", "note", 0, what, each.way_out)
+        what, way_out = (
+            "1 image is too few for a tokenizer, too.",
+            "A trial: `beit train-tokenizer sample --recipe tiny`.",
+        )
+        yield DataFinding(f"{each.kind}-to-train-tokenizer", "note", 0, what, way_out)
+        return
     for command, what in (("pretrain", "To pretrain on"), ("train-tokenizer", "For a tokenizer")):
-        told = [*one_image_findings(command, images)] or [*few_findings(command, images - held_out, held_out)]
-        for each in told:
+        for each in few_findings(command, images - held_out, held_out):
             yield DataFinding(f"{each.kind}-to-{command}", "note", 0, f"{what}: {each.what}", each.way_out)

@@ -69,6 +69,9 @@ def doctor(config: DoctorConfig, on_event: OnEvent = ignore, stdin: BinaryIO | N
     unreadable = int((~collected.signatures.readable[: len(parts[first])]).sum())
     to_train_on = len(whole[first]) - unreadable if first in (_ALL, _TRAIN) else 0
     diagnosis = diagnose(" ".join(config.data), parts, collected, asides, to_train_on)
+    lists = [output for output in config.output if output.lower().endswith(LISTS)]
+    if lists and {"unreadable", "duplicates"} <= set(config.drop):
+        diagnosis = diagnosis.with_list(lists[0])
     for output in map(Path, config.output):
         _write(output, config, parts, diagnosis, on_event)
     return diagnosis.report

@@ -16,6 +16,7 @@ from beitcli.runtime.metric_text import (
     HELD_OUT,
     counted,
     figure_text,
+    frequent_token,
     is_idle,
     is_share,
     measured_images,
@@ -32,7 +33,7 @@ _OF_VERDICT = (
 _NOT_CURVES = ("step", "epoch", *(f"{HELD_OUT}{name}" for name in _OF_VERDICT))
 _ENTROPY = "entropy of the tokens (best guess without the image)"
 _BASELINES = {  # metric -> the figure of a guess that ignores the image
-    "masked_accuracy": ("baseline_accuracy", "always the most frequent token"),
+    "masked_accuracy": ("baseline_accuracy", f"always {frequent_token(1)}"),
     "loss": ("unigram_entropy", _ENTROPY),
     "masked_loss": ("unigram_entropy", _ENTROPY),
 }
@@ -112,6 +113,8 @@ def _figures(record: RunRecord) -> list[dict[str, Any]]:
 def _figure_of(name: str, value: float, images: int) -> dict[str, Any]:
     figure: dict[str, Any] = {"name": _label(name), "title": _title(name)}
     figure |= {"text": figure_text(name, value), "value": value}
+    if name == "baseline_accuracy" and not value:
+        figure["title"] = figure["title"].replace(frequent_token(1), frequent_token(value))
     if images and is_share(name):
         figure["images"] = images
         figure["title"] += f" of {counted(images, 'image')}"
@@ -226,6 +229,8 @@ def _lines(number: int, record: RunRecord, name: str) -> Iterable[dict[str, Any]
         points = [(int(row["step"]), row[key]) for row in record.rows if key and key in row]
         if points:
             drawn = thinned(points)
+            if key.endswith("baseline_accuracy") and not any(share for _, share in points):
+                label = f"always {frequent_token(0)}"
             line: dict[str, Any] = {"run": number, "role": role, "label": label, "points": drawn}
             if role == "held-out" and (spans := _spans(record, name, {int(step) for step, _ in drawn})):
                 line["spans"] = spans

@@ -31,13 +31,14 @@ def interval_of(name: str, measured: Mapping[str, float]) -> tuple[float, float]
     """Returns the interval of 95% of a metric of held-out images; None if it has none, as mean IoU and AP.
 
     Args:
-        measured: Metrics of one measuring: a standard error over images (`NAME_std_error`), or the number of images.
+        measured: Metrics of one measuring: a standard error over images (`NAME_std_error`), and for one of 0 the
+            number of patches; or the number of images.
     """
     value, error = measured[name], measured.get(f"{name}_std_error")
     if error is not None:
         images = int(measured.get("measured_images", 0))
-        if images and not error:  # all images alike, as where none is right: no certainty
-            return share_interval(value, images)
+        if images and not error:  # all images alike, as where nothing is right: they tell no spread, the patches do
+            return share_interval(value, int(measured.get("measured_patches", images)))
         half = abs(error) * (student_95(images - 1) if images else NORMAL_95)
         return max(0.0, value - half), min(1.0, value + half)
     images = int(measured.get("images", 0))

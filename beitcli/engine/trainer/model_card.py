@@ -14,7 +14,7 @@ from beitcli.engine.report.front_matter import FEATURES, PIPELINES, UNKNOWN_LICE
 from beitcli.engine.report.next_steps import next_commands
 from beitcli.engine.report.run_time import RunTime
 from beitcli.escaping import markdown, shell_line
-from beitcli.runtime.metric_text import epochs_text, metric_title, metric_value
+from beitcli.runtime.metric_text import epochs_text, frequent_token, metric_title, metric_value
 
 if TYPE_CHECKING:
     from beitcli.config.common import Training
@@ -150,7 +150,7 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
     loss = "loss, the sum of both predictions" if config.aggregation else "loss"
     metrics = {
         f"accuracy on {which} patches": report.masked_accuracy,
-        "always guessing the most frequent token": report.baseline_accuracy,
+        f"always guessing {frequent_token(report.baseline_accuracy or 0.0)}": report.baseline_accuracy,
         "entropy of the tokens (loss of the best fixed guess), nats": report.unigram_entropy,
         "always guessing the mean colour (loss)": report.baseline_loss,
     }

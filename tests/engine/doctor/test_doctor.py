@@ -120,6 +120,39 @@ def test_each_thing_that_is_wrong_is_found_and_nothing_else(report: dict[str, ob
     assert {kind: names_of(report, kind) for kind in expected} == expected
 
 
+def test_exact_copies_within_a_group_of_near_ones_are_told_apart(tmp_path: Path, beit: Beit):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    photo(1).save(folder / "0.jpg", quality=95)
+    for name in ("1.jpg", "2.jpg"):
+        shutil.copy(folder / "0.jpg", folder / name)
+    Image.open(folder / "0.jpg").save(folder / "3.png")
+    for number in range(4, 10):
+        Image.open(folder / "0.jpg").save(folder / f"{number}.jpg", quality=80 - number)
+    shutil.copy(folder / "9.jpg", folder / "a.jpg")
+    args = ("doctor", folder, "--workers", 0)
+    (report,) = beit(*args, "-o", tmp_path / "page.html", "-o", tmp_path / "good.txt", "--json").lines
+    (group,) = report["copies"]
+    assert (group["same"], len(group["paths"])) == ("near", 11)
+    assert names_of(report, "duplicates-bytes") == ["1.jpg", "2.jpg", "a.jpg"]
+    assert names_of(report, "duplicates-pixels") == ["3.png"]
+    assert names_of(report, "duplicates-near") == [f"{number}.jpg" for number in range(4, 10)]
+    (bytes_,) = (each for each in report["findings"] if each["kind"] == "duplicates-bytes")
+    assert [Path(each["why"]).name for each in bytes_["examples"]] == ["0.jpg", "0.jpg", "9.jpg"]
+    assert len((tmp_path / "good.txt").read_text().splitlines()) == 11 - 3 - 1
+    assert bytes_["way_out"] == f"A list of the good ones (-o {tmp_path / 'good.txt'}) has one of each."
+    kept = beit(*args, "-o", tmp_path / "all.txt", "--drop", "unreadable", "--json").lines[0]["findings"]
+    assert "A list of the good ones (-o good.tsv) has one of each." in {each["way_out"] for each in kept}
+    (drawn,) = page_data(tmp_path / "page.html")["groups"]
+    assert drawn["counts"] == [["byte for byte", 3], ["in every pixel", 1], ["nearly", 6]]
+    assert (drawn["total"], len(drawn["images"])) == (11, 8)
+    assert [image["why"] for image in drawn["images"][:5]] == [
+        "", "byte for byte as 0.jpg", "byte for byte as 0.jpg", "in every pixel as 0.jpg", "nearly as 0.jpg",
+    ]  # fmt: skip
+    _, told = at_terminal(lambda: main(["doctor", str(folder), "--workers", "0"]))
+    assert "3 byte for byte, 1 in every pixel, 6 nearly" in re.sub(r"\x1b\[[\d;]*m", "", told)
+
+
 def test_the_figures_are_those_of_the_folder(report: dict[str, object]):
     assert report["splits"] == {"train": 38, "validation": 8}
     assert (report["images"], report["readable"], report["unreadable"]) == (46, 44, 2)
@@ -165,6 +198,10 @@ def test_doctor_refuses_as_a_training_would(tmp_path: Path, beit: Beit):
     save_picture(tmp_path / "photos" / "a.jpg", (90, 90, 90), 1)
     (document,) = beit("doctor", tmp_path / "photos", "--json").lines
     assert [each["kind"] for each in document["findings"]] == ["one-image-to-pretrain", "one-image-to-train-tokenizer"]
+    to_pretrain, to_tokenize = document["findings"]
+    assert to_pretrain["what"].startswith("1 image is too few to pretrain on: the model would memorise it")
+    assert to_tokenize["what"] == "1 image is too few for a tokenizer, too."
+    assert to_tokenize["way_out"] == "A trial: `beit train-tokenizer sample --recipe tiny`."
 
 
 def test_of_a_folder_without_any_image_nothing_is_said_but_that(tmp_path: Path, beit: Beit):
@@ -336,7 +373,8 @@ def test_the_page_is_one_file_in_which_names_are_text(mess: Path, tmp_path: Path
     assert shown["cut.jpg"]["picture"] == ""
     assert shown["cut.jpg"]["why"].startswith("truncated")
     assert (shown["cut.jpg"]["missing"], shown[HOSTILE]["missing"]) == ("cannot be read", "")
-    assert {group["same"] for group in data["groups"]} == {"bytes", "pixels", "near"}
+    same = {tuple(kind for kind, _ in group["counts"]) for group in data["groups"]}
+    assert same == {("byte for byte",), ("in every pixel",), ("nearly",)}
 
 
 def test_the_page_says_what_it_leaves_to_json_and_why_a_picture_is_missing(

@@ -51,6 +51,12 @@ def test_the_page_has_the_findings_of_json(browser: Any, beit: Callable, folder:
             "(word) => Array.from(word.childNodes).map((text) => { const range = document.createRange(); "
             "range.selectNodeContents(text); return range.getClientRects().length; })"
         )
+        beside = (  # the end of a command and the full stop behind it are on one line
+            "(code) => { const range = document.createRange(); range.setStart(code.nextSibling, 0); "
+            "range.setEnd(code.nextSibling, 1); const rows = code.getClientRects(); "
+            "return range.getBoundingClientRect().top < rows[rows.length - 1].bottom; }"
+        )
+        assert page.locator("#findings code", has_text=command).first.evaluate(beside)
         for word in ("--init", "--drop"):
             assert page.locator("#findings .word", has_text=word).first.evaluate(rows) == [1]
         (tiny,) = (each for each in report["findings"] if each["kind"] == "tiny")

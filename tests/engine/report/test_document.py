@@ -184,6 +184,18 @@ def test_a_mistake_keeps_the_facts_that_are_of_ours(tmp_path: Path, mistake: dic
     assert [set(each) for each in found[1:]] == ([] if kept is None else [kept])
 
 
+def test_a_guess_that_is_never_right_has_its_reason_beside_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    rows = [{"step": step, "held_out_masked_accuracy": 0.02, "held_out_baseline_accuracy": 0.0} for step in (10, 20)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reason = "always the most frequent token of training, which no measured patch has"
+    (told,) = report_document([run])["runs"]
+    (figure,) = (each for each in told["figures"] if each["name"] == "baseline accuracy")
+    assert (figure["title"], figure["text"]) == (f"accuracy of {reason}", "0.0%")
+    (chart,) = charts_of([read_record(run)])
+    assert [line["label"] for line in chart["series"]] == ["held-out images", reason]
+
+
 def test_figures_of_one_kind_are_written_alike(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a")
     held_out = {"top1": 1.0, "top5": 1, "miou": 0.302, "ap": 0.0, "images": 1234.0, "loss": 2}
@@ -228,6 +240,20 @@ def test_a_curve_has_the_interval_of_each_measuring(tmp_path: Path) -> None:
         [30, 0.0, pytest.approx(0.0296, abs=1e-4)],
     ]
     assert "spans" not in lines["miou"]
+
+
+def test_the_interval_of_none_right_is_about_that_of_one_right(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    of = {"held_out_measured_images": 10, "held_out_measured_patches": 250}
+    rows = [
+        {"step": step, "held_out_masked_accuracy": share, "held_out_masked_accuracy_std_error": share} | of
+        for step, share in ((10, 0.004), (20, 0.0), (30, 0.004))
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (chart,) = charts_of([read_record(run)])
+    one, none = 0.004 * (1 + 2.26216), 1.959964**2 / (250 + 1.959964**2)  # Student's over images, Wilson's of patches
+    ends = [pytest.approx(end, abs=1e-6) for end in (one, none, one)]
+    assert chart["series"][0]["spans"] == [[10, 0.0, ends[0]], [20, 0.0, ends[1]], [30, 0.0, ends[2]]]
 
 
 def test_a_classifier_is_drawn_beside_the_most_frequent_class(tmp_path: Path) -> None:

@@ -119,10 +119,24 @@ def test_the_captions_of_previews_are_legible(browser: Any, tmp_path: Path, widt
         shown = page.evaluate("document.querySelector('#preview-pictures img').getBoundingClientRect().width")
         assert PREVIEW_TEXT * shown / picture.width >= 12
         scrolled = page.locator("#preview-pictures .scroll").first
+        hint = page.locator("#preview-pictures .hint").first
+        if width < 600:  # what is off the page is told, until the end is seen
+            page.locator("#preview-pictures .hint:not(:empty)").first.wait_for()
+            assert hint.text_content() == "the pictures go on to the right"
+            scrolled.evaluate("(box) => { box.scrollLeft = box.scrollWidth; }")
+            page.locator("#preview-pictures .hint:empty").first.wait_for(state="attached")
+            scrolled.evaluate("(box) => { box.scrollLeft = 0; }")
+            page.locator("#preview-pictures .hint:not(:empty)").nth(int(several)).wait_for()
+        tops = [page.locator(name).bounding_box()["y"] for name in ("#earlier", "#later")]
+        assert tops[0] == tops[1]
         scrolled.focus()
         page.keyboard.press("ArrowRight")
         if scrolled.evaluate("(box) => box.scrollWidth > box.clientWidth"):
-            page.wait_for_function("document.querySelector('#preview-pictures .scroll').scrollLeft > 0")
+            for _ in range(100):  # the page's policy forbids what `wait_for_function` evaluates
+                if scrolled.evaluate("(box) => box.scrollLeft"):
+                    break
+                page.wait_for_timeout(50)
+            assert scrolled.evaluate("(box) => box.scrollLeft") > 0
         assert scrolled.evaluate("(box) => box.clientWidth") <= width
         assert page.text_content("#previews-title") == "Held-out images over training"
 

@@ -289,8 +289,11 @@ def test_a_share_that_was_better_before_is_told_as_a_percentage() -> None:
 
 
 def test_none_right_of_a_few_images_is_no_certainty() -> None:
-    none = TOKENS | {"masked_accuracy": 0.0, "masked_accuracy_std_error": 0.0, "measured_images": 10}
-    assert "0.0% of the hidden tokens right (95%: 0.0% to 27.8%)" in judged(none)[1]
+    of = {"measured_images": 10, "measured_patches": 250}
+    none = TOKENS | {"masked_accuracy": 0.0, "masked_accuracy_std_error": 0.0} | of
+    assert "0.0% of the hidden tokens right (95%: 0.0% to 1.5%)" in judged(none)[1]
+    one = TOKENS | {"masked_accuracy": 0.004, "masked_accuracy_std_error": 0.004} | of
+    assert "0.40% of the hidden tokens right (95%: 0.0% to 1.3%)" in judged(one)[1]
 
 
 def test_codes_in_use_are_told_with_the_tokens_where_these_are_too_few_to_show_all() -> None:

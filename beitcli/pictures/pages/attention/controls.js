@@ -70,7 +70,7 @@ function drawView() {
   canvas.height = height + strip;
   context.fillStyle = "#fff";
   context.fillRect(0, 0, width, canvas.height);
-  if (state.grey) context.filter = "grayscale(1) brightness(.6)";
+  if (state.grey) context.filter = "grayscale(1) brightness(.95)";
   context.drawImage(photo, 0, strip, width, height);
   context.filter = "none";
   context.imageSmoothingEnabled = state.smooth;

@@ -6,7 +6,7 @@ const part = (id) => document.getElementById(id);
 const stage = part("stage");
 const names = ["mean", "rollout", ...Array(data.heads).keys()].map(String);
 const state = { image: 0, layer: data.start.layer, map: data.start.head, query: 1, pinned: false, target: null,
-  share: data.start.share, opacity: 0.8, smooth: data.start.smooth, grey: true, grid: false };
+  share: data.start.share, opacity: 0.65, smooth: data.start.smooth, grey: true, grid: false };
 
 // ---- The maps: decoded once for each layer of an image -------------------------------------------------------------
 
@@ -256,6 +256,7 @@ function showImage(number) {
   part("name").textContent = image.name;
   part("photo").src = image.picture;
   const buttons = image.points.map((point, index) => pointButton(index + 1, queryOf(point)));
+  buttons.forEach((button, index) => { button.title = `Reference point ${index + 1}: ${placeOf(queryOf(image.points[index]) - 1)}`; });
   if (data.classToken) buttons.push(pointButton("class token", 0));
   part("points").replaceChildren(...buttons);
   part("gallery").querySelectorAll("button").forEach((button, index) => {

@@ -10,7 +10,10 @@ const element = (tag, className = "", text = "") => {
   return made;
 };
 
-// An element with a text that is broken only at spaces; what stands in backticks is code.
+const longest = 24;  // letters of a word that fit on the line of a telephone
+
+// An element with a text that is broken at spaces, and in words that may not fit on a line; what stands in backticks
+// is code.
 const prose = (tag, className, text) => {
   const made = element(tag, className), parts = text.split("`");
   if (parts.length % 2 === 0) return element(tag, className, text);
@@ -18,7 +21,7 @@ const prose = (tag, className, text) => {
     const into = number % 2 ? element("code") : made;
     part.split(" ").forEach((word, place) => {
       if (place) into.append(" ");
-      into.append(/[-/]/.test(word) ? element("span", "word", word) : word);
+      into.append(/[-/]/.test(word) && word.length <= longest ? element("span", "word", word) : word);
     });
     if (into !== made) made.append(into);
   });
@@ -103,13 +106,16 @@ for (const finding of data.findings) {
 
 if (data.groups.length) {
   document.getElementById("copies").hidden = false;
-  const same = { bytes: "byte for byte", pixels: "in every pixel", near: "nearly" };
   document.getElementById("copies-note").textContent =
     `${plural(data.all_groups, "group")}` + (data.all_groups > data.groups.length ? `, ${data.groups.length} shown.` : ".");
   for (const group of data.groups) {
     const made = element("div", "group");
     const across = group.splits.length > 1 ? `, in ${group.splits.join(" and ")}` : "";
-    made.append(element("div", "", `${count(group.total)} images, ${same[group.same]}${across}`), strip(group.images));
+    const copies = group.counts.map(([same, number]) => (group.counts.length > 1 ? `${count(number)} ${same}` : same));
+    const how = group.counts.length > 1 ? `copies: ${copies.join(", ")}` : copies[0];
+    made.append(element("div", "", `${count(group.total)} images${across}; ${how}`), strip(group.images));
+    const left = group.total - group.images.length;
+    if (left) made.append(element("p", "soft more", `and ${count(left)} more`));
     document.getElementById("groups").append(made);
   }
 }

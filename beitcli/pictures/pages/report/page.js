@@ -378,26 +378,29 @@ report.runs.forEach((run) => {
     element("ul", { class: found.worst[0].labelled ? "worst pairs" : "worst" }, ...found.worst.map(mistake)));
 });
 
-// What of a table lies beyond its edge is told below it, and fades out there
+// What of a table or a picture lies beyond its edge is told beside it, and fades out there
 function watchEdges(box) {
   const hint = element("p", { class: "soft hint" });
-  box.after(hint);
+  if (box.querySelector("img")) box.before(hint); // a picture is long
+  else box.after(hint);
   const tell = () => {
     const frame = box.getBoundingClientRect();
     const beyond = (selector, end) => [...box.querySelectorAll(selector)].filter((each) => end(each.getBoundingClientRect())).length;
     const rows = beyond("tbody tr", (each) => each.bottom > frame.top + box.clientHeight + 1);
     const columns = beyond("thead th", (each) => each.right > frame.left + box.clientWidth + 1);
+    const pictures = beyond("img", (each) => each.right > frame.left + box.clientWidth + 1);
     box.classList.toggle("more-below", rows > 0);
-    box.classList.toggle("more-right", columns > 0);
-    if (rows || columns) box.tabIndex = 0;
+    box.classList.toggle("more-right", columns + pictures > 0);
+    if (rows || columns || pictures) box.tabIndex = 0;
     hint.textContent = [rows ? `${counted(rows, "more row", "more rows")} below` : "",
-      columns ? `${counted(columns, "more column", "more columns")} to the right` : ""].filter(Boolean).join(", ");
+      columns ? `${counted(columns, "more column", "more columns")} to the right` : "",
+      pictures ? "the pictures go on to the right" : ""].filter(Boolean).join(", ");
     hint.hidden = box.scrollHeight <= box.clientHeight + 1 && box.scrollWidth <= box.clientWidth + 1;
   };
   box.addEventListener("scroll", tell, { passive: true });
   const watcher = new ResizeObserver(tell);
   watcher.observe(box);
-  for (const table of box.children) watcher.observe(table);
+  for (const inner of box.children) watcher.observe(inner);
 }
 document.querySelectorAll(".scroll").forEach(watchEdges);
 
