@@ -51,14 +51,17 @@ def _print_previews(config: MaskPreviewConfig, console: CommandConsole, *, is_pi
                 console.print_about(document["path"], [f"error: {document['error']}"])
             else:
                 console.print_about(document["path"], [_said(document, config)])
-                if config.output is None and not console.has_drawn:
-                    console.print_text(
-                        "\n".join("".join("██" if hidden else "··" for hidden in row) for row in document["mask"])
-                    )
+                if config.output is None:
+                    if not console.has_drawn:
+                        console.print_text(_in_blocks(document["mask"]))
                 elif Path(document["output"]) == Path(config.output):
                     tell_at_end(document["output"])
                 else:
                     console.print_line(document["output"])
+
+
+def _in_blocks(mask: list[list[bool]]) -> str:
+    return "\n".join("".join("██" if hidden else "··" for hidden in row) for row in mask)
 
 
 def _print_statistics(statistics: dict[str, Any], console: CommandConsole) -> None:

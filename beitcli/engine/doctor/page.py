@@ -71,7 +71,7 @@ def doctor_page(diagnosis: Diagnosis, parts: Sequence[Source]) -> str:
 def _members(group: Copies, diagnosis: Diagnosis, pictures: _Pictures) -> dict[str, Any]:
     """Returns the number of copies in a group by what they have in common, and pictures of its first images."""
     copies = likenesses(group, diagnosis.collected.signatures, diagnosis.split_of)
-    counts = Counter(copy.kind for copy in copies)
+    counts: Counter[str] = Counter(copy.kind for copy in copies)
     names = {member: os.path.basename(pictures.paths(member)) for member in group.members[:_MOST_IN_GROUP]}
     images = [pictures.of(group.members[0])]
     for copy in copies[: _MOST_IN_GROUP - 1]:
