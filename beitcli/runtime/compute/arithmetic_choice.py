@@ -2,7 +2,8 @@
 
 oneDNN is taken where it is as exact as fp32 is and faster by a margin, bf16 where the processor has units for it and it
 is clearly faster than the better fp32. What was measured is kept in the cache folder by processor, torch, threads and
-shape, so that the same command computes alike each time, however busy the machine is.
+shape, so that the same command computes alike each time, however busy the machine is by then. It is kept only if two
+rounds agree, which they do not beside much other work.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from beitcli.runtime.storage.own_files import atomic_write_text
 from beitcli.runtime.storage.regular_files import read_regular
 
 LIBRARY_GAIN, BF16_GAIN = 1.15, 1.25  # times faster; less is within the noise of a shared machine
+_TRIAL = 2  # kept measurements of another number are not read: the first ones were kept however busy the machine was
 _NAMES = {TORCH: "torch's library", ONEDNN: "oneDNN"}
 _remembered: dict[str, Tried] = {}
 
@@ -124,6 +126,7 @@ def restored_arithmetic(stored: Arithmetic, shape: BlockShape) -> Arithmetic:
 def _measured(shape: BlockShape, candidates: Contexts) -> Tried:
     """Returns the measurement of this processor and shape: the kept one, or a new one, which is kept if it is whole."""
     about = {
+        "trial": _TRIAL,
         "torch": torch.__version__,
         "processor": processor_identity(),
         "threads": torch.get_num_threads(),
@@ -134,7 +137,7 @@ def _measured(shape: BlockShape, candidates: Contexts) -> Tried:
     tried = _remembered.get(key) or _load(key)
     if tried is None:
         tried = benchmark_arithmetic(shape, candidates)
-        if not tried.is_whole:  # memory may have been short: the next run tries again
+        if not (tried.is_whole and tried.is_settled):  # memory was short, or the machine busy: the next run tries again
             return tried
         with suppress(OSError, RuntimeError):  # no cache, no home: it is remembered for this process alone
             path = _path(key)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,8 @@ MAX_ERROR = {TORCH: 4e-6, ONEDNN: 4e-6, BF16: 1e-2}
 _FLOP, _MOST_THREADS = 4e9, 8  # of a block's forward and backward pass, a thread
 _LEAST_LENGTH = 32
 _ROUNDS = 3
-_LONGEST = 0.4  # seconds, after which no further round begins: on a busy machine one is enough
+_AGREE = 1.15  # times the fastest, up to which the second fastest confirms it
+_LONGEST = 1.5  # seconds, after which no further round begins
 _ROWS = 64  # of the products compared with float64
 
 Contexts = Mapping[str, Callable[[], AbstractContextManager[object]]]
@@ -71,11 +73,13 @@ class Tried:
         milliseconds: Of a block's forward and backward pass, the fastest of a few, of the arithmetics that passed.
         errors: Largest relative error of a product against float64.
         left_out: The reason, by arithmetic that did not pass; `TRIAL` if nothing could be timed.
+        is_settled: Whether each of `milliseconds` was measured twice, which other work on the machine prevents.
     """
 
     milliseconds: dict[str, float] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    is_settled: bool = True
 
     @property
     def is_whole(self) -> bool:
@@ -108,7 +112,8 @@ def benchmark_arithmetic(shape: BlockShape, candidates: Contexts) -> Tried:
     passed = {name: context for name, context in candidates.items() if name not in tried.left_out}
     if len(passed) > 1:
         try:
-            tried.milliseconds.update(_times(shape, passed))
+            times, is_settled = _times(shape, passed)
+            return replace(tried, milliseconds=times, is_settled=is_settled)
         except Exception as failure:  # a failed benchmark must not end the run
             tried.left_out[TRIAL] = reason(failure)
     return tried
@@ -142,21 +147,30 @@ def _linear_step(inputs: torch.Tensor, weight: torch.Tensor, gradient: torch.Ten
     return [out.detach(), *gradients]
 
 
-def _times(shape: BlockShape, candidates: Contexts) -> dict[str, float]:
-    """Returns the milliseconds of each; rounds take them in turn, and the fastest counts: noise only adds."""
+def _times(shape: BlockShape, candidates: Contexts) -> tuple[dict[str, float], bool]:
+    """Returns the milliseconds of each, and whether they are settled.
+
+    Rounds take them in turn after a first one that does not count. The fastest counts, as noise only adds.
+    """
     threads = min(_MOST_THREADS, torch.get_num_threads())
     step = _Block.drawn(shape.shrunk(_FLOP * threads)).step
     taken: dict[str, list[float]] = {name: [] for name in candidates}
     begun = time.perf_counter()
-    for number in range(1 + _ROUNDS):
-        if number > 1 and time.perf_counter() - begun > _LONGEST:
-            break
+    for number in count():
         for name, context in candidates.items():
             start = time.perf_counter()
             with context():
                 step()
             taken[name].append(1000 * (time.perf_counter() - start))
-    return {name: min(each[1:]) for name, each in taken.items()}
+        is_settled = number >= _ROUNDS and all(_are_confirmed(each[1:]) for each in taken.values())
+        if is_settled or (number and time.perf_counter() - begun > _LONGEST):
+            break
+    return {name: min(each[1:]) for name, each in taken.items()}, is_settled
+
+
+def _are_confirmed(times: list[float]) -> bool:
+    fastest, second = sorted(times)[:2]
+    return second <= _AGREE * fastest
 
 
 @dataclass(frozen=True)

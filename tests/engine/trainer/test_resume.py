@@ -28,8 +28,9 @@ def command(data: Path, tokenizer: Path, out: Path, workers: int) -> list[str]:
         "pretrain", str(data), "--recipe", "tiny", "--tokenizer", str(tokenizer), "--image-size", "32",
         "--num-masked", "6", "--steps", str(STEPS), "--batch-size", "5", "--micro-batch", "3", "--drop-path", "0.2",
         "--color-jitter", "0.4", "--save-every", str(SAVE_EVERY), "--log-every", "1", "--keep", "3",
-        "--workers", str(workers), "--device", "cpu", "--out", str(out), "--quiet",
-    ]  # fmt: skip
+        "--workers", str(workers), "--device", "cpu", "--precision", "fp32", "--cpu-matmul", "torch",
+        "--out", str(out), "--quiet",
+    ]  # fmt: skip # each run alone would choose its arithmetic by time
 
 
 @pytest.fixture(scope="module")

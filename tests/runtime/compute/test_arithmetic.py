@@ -6,12 +6,13 @@ import contextlib
 import json
 import platform
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from beitcli.runtime.compute import arithmetic_choice, cpu_matmul
+from beitcli.runtime.compute import arithmetic_choice, arithmetic_trial, cpu_matmul
 from beitcli.runtime.compute.arithmetic_choice import choose_arithmetic, decide, restored_arithmetic
 from beitcli.runtime.compute.arithmetic_trial import (
     BF16,
@@ -208,6 +209,46 @@ def test_what_failed_once_is_tried_again(processor, tmp_path, monkeypatch):
     path.write_text(json.dumps(kept))  # as an earlier version kept it
     monkeypatch.setattr(arithmetic_choice, "_remembered", {})
     assert choose_arithmetic(SHAPE, "fp32", "auto").matmul == ONEDNN
+
+
+@pytest.mark.parametrize(
+    ("rounds", "settled"),
+    [([10, 10, 10], True), ([10, 200, 400, 800, 1600], False), ([300, 10, 300, 10], True)],
+    ids=["quiet", "other work", "other work for a while"],
+)
+def test_times_are_settled_once_the_two_fastest_rounds_agree(monkeypatch, rounds, settled):
+    """Each round computes; other work is a clock that goes on, by so many milliseconds a round."""
+    now = [0.0]
+    monkeypatch.setattr(arithmetic_trial, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    delays = iter([0, 50, *rounds])  # of the comparison with float64, and of the round that does not count
+
+    @contextlib.contextmanager
+    def beside_other_work():
+        now[0] += next(delays) / 1000
+        yield
+
+    tried = benchmark_arithmetic(SHAPE, {TORCH: contextlib.nullcontext, ONEDNN: beside_other_work})
+    assert tried.is_settled is settled
+    assert tried.milliseconds[ONEDNN] == pytest.approx(10)
+    assert next(delays, None) is None, "rounds went on"
+
+
+def test_what_other_work_disturbed_is_used_and_not_kept(processor, tmp_path, monkeypatch):
+    times = [{TORCH: 10.0, ONEDNN: 5.0}, {TORCH: 10.0, ONEDNN: 10.0}]
+    processor("avx512_f")
+    monkeypatch.setattr(arithmetic_choice, "benchmark_arithmetic", lambda *_: Tried(times.pop(0), is_settled=False))
+    assert choose_arithmetic(SHAPE, "fp32", "auto").matmul == ONEDNN
+    assert not (tmp_path / "arithmetic").exists()
+    assert choose_arithmetic(SHAPE, "fp32", "auto").matmul == TORCH
+
+
+def test_a_measurement_of_the_former_trial_is_made_again(processor, tmp_path, monkeypatch):
+    processor("avx512_f", torch=10.0, onednn=5.0)
+    monkeypatch.setattr(arithmetic_choice, "_TRIAL", 1)
+    choose_arithmetic(SHAPE, "fp32", "auto")
+    monkeypatch.setattr(arithmetic_choice, "_TRIAL", 2)
+    choose_arithmetic(SHAPE, "fp32", "auto")
+    assert len(list((tmp_path / "arithmetic").iterdir())) == 2
 
 
 def test_a_cache_that_cannot_be_written_ends_nothing(processor, tmp_path, monkeypatch):
