@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,9 +23,10 @@ from beitcli.cli.tables import (
     is_rows,
     rows_table,
 )
-from beitcli.cli.terminal_style import style_of, terminal_height
+from beitcli.cli.terminal_pictures import TerminalPictures
+from beitcli.cli.terminal_style import style_of
 from beitcli.cli.wrapping import arranged, wrapped
-from beitcli.errors import BeitError, Stopped, StorageError, UsageError
+from beitcli.errors import BeitError, Stopped, StorageError
 from beitcli.escaping import terminal, terminal_line
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from beitcli.cli.progress import LiveProgress, PlainLines
     from beitcli.engine.events import Event, Progress
-    from beitcli.pictures.canvas import Panel
 
 _LONG_STALL, _LONG_WRITE = 1.0, 2.0  # seconds; after a long write its line stands behind those of later steps
 
@@ -62,9 +61,8 @@ class CommandConsole:
         self._bar: LiveProgress | None = None
         self._lines: PlainLines | None = None
         self._notice = StartNotice()
-        self._has_told = False  # that there is no terminal to draw in
-        self.has_drawn = False  # a picture in the terminal
         self._told: set[str] = set()  # notes that are not repeated
+        self._pictures = TerminalPictures(self._say, self._has_been_told)
         self._written: list[str] = []  # notes of files, for after the results
 
     @property
@@ -85,6 +83,11 @@ class CommandConsole:
     def stdin(self) -> BinaryIO | None:
         """Standard input as bytes; None if it is closed, as for some services."""
         return None if sys.stdin is None else sys.stdin.buffer
+
+    @property
+    def has_drawn(self) -> bool:
+        """Whether a picture was drawn in the terminal."""
+        return self._pictures.has_drawn
 
     def say_starting(self) -> None:
         """Says on a terminal that the command is starting, if that takes long, until the first output."""
@@ -138,39 +141,6 @@ class CommandConsole:
         picture.save(file, format="PNG")
         self._make_way()
         write_stdout(file.getvalue())
-
-    def _draw(self, panels: Sequence[Panel], legend: Sequence[str] = ()) -> None:
-        """Draws pictures with lines beneath in the terminal of stderr; without a fit one, says so once.
-
-        Args:
-            legend: Lines beneath the first drawing.
-        """
-        from beitcli.pictures.terminal import VARIABLE, cell_width, draw_panels, protocol_of
-
-        style = style_of(Stderr())
-        try:
-            protocol = protocol_of(os.environ) if style.has_styles and style.has_boxes else None
-        except UsageError as error:  # a job does not end midway for it
-            message = f"warning: {error.message} {error.hint} Pictures are drawn as blocks."
-            if not self._has_been_told(message):
-                self._say(message, "yellow")
-            protocol = protocol_of({**os.environ, VARIABLE: "blocks"})
-        if protocol is None:
-            if not self._has_told:
-                reason = "NO_COLOR is set" if os.environ.get("NO_COLOR") else "stderr is no terminal that can show it"
-                self._say(f"--preview draws nothing: {reason}. -o OUT writes the picture.", "dim")
-            self._has_told = True
-            return
-        new = [line for line in legend if not self._has_been_told(line)]
-        height = terminal_height()  # less a line that sums it up, and the prompt
-        lines = None if height is None else height - 3 - len(new)
-        drawn = draw_panels(panels, protocol, style.width, cell_width(2), lines)
-        self.has_drawn = True
-        if self._bar is not None:
-            self._bar.stop()
-        Stderr().write(drawn)
-        for line in new:
-            self._say(line, "dim")
 
     def _make_way(self) -> None:
         """Pauses the progress bar if results go to the same terminal; the next event restarts it."""
@@ -300,7 +270,7 @@ class CommandConsole:
             waited = f"; training waited {event.stall:.2g} s for it" if event.stall >= _LONG_STALL else ""
             self._say(f"saved step {event.step:,}{beside}{waited}", "dim")
         elif isinstance(event, events.Drawn):
-            self._draw(event.panels, event.legend)
+            self._pictures.draw(event.panels, event.legend, above=self._bar)
         elif isinstance(event, events.Warned):
             self._say(f"warning: {event.message}", "yellow")
         elif isinstance(event, events.Written):

@@ -14,17 +14,22 @@ def shown_by(*words: object) -> tuple[int, list[str]]:
     return code, [line for line in screen(said) if line]
 
 
+def names_in(lines: list[str]) -> list[str]:
+    """The first word of each line but those that go on with what did not fit."""
+    return [line.split()[0] for line in lines if not line.startswith(" ")]
+
+
 def test_a_sheet_of_several_images_is_named_below_their_lines(picture: Callable, tmp_path: Path) -> None:
     images = [picture(f"{name}.png", seed) for seed, name in enumerate("abc")]
     code, lines = shown_by("mask-preview", *images, "--recipe", "tiny", "-o", tmp_path / "sheet.png")
     assert code == 0
-    assert [line.split()[0] for line in lines[-4:]] == [str(each) for each in (*images, tmp_path / "sheet.png")]
+    assert names_in(lines)[-4:] == [str(each) for each in (*images, tmp_path / "sheet.png")]
 
 
 def test_a_picture_of_each_image_is_named_below_its_line(picture: Callable, tmp_path: Path) -> None:
     images = [picture(f"{name}.png", seed) for seed, name in enumerate("ab")]
     _, lines = shown_by("mask-preview", *images, "--recipe", "tiny", "-o", tmp_path / "out")
-    (first, a, second, b) = (line.split()[0] for line in lines[-4:])
+    first, a, second, b = names_in(lines)[-4:]
     assert (first, second) == tuple(map(str, images))
     assert (Path(a).parent, Path(b).parent) == (tmp_path / "out", tmp_path / "out")
 

@@ -336,7 +336,8 @@ def test_a_finetuning_from_a_run_that_has_learnt_nothing_is_told(
 ):
     run = tmp_path / "run"
     shutil.copytree(pretrained_run, run)
-    figures = {"masked_accuracy": accuracy, "baseline_accuracy": 0.2, "unigram_entropy": 2.5, "masked_loss": 1.5}
+    figures = {"masked_accuracy": accuracy, "baseline_accuracy": 0.2, "unigram_entropy": 2.5}
+    figures["masked_loss"] = 2.6 if accuracy < 0.2 else 1.5
     row = {"step": 4} | {f"held_out_{name}": value for name, value in figures.items()}
     (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     args = ("--recipe", "tiny", "--size", 32, "--steps", 2, "--batch-size", 4, "--workers", 0, "--device", "cpu")
