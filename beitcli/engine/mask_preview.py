@@ -90,7 +90,7 @@ def mask_preview(
     if trained_on and draws:
         held_out = "a twentieth at most was held out"
         other = "; --split val shows others" if "validation" in source.splits else ""
-        on_event(Note(f"These are images of the data that '{config.model}' learned from ({held_out}){other}."))
+        on_event(Note(f"'{config.model}' learned from DATA of this name: its training images ({held_out}){other}."))
     together: list[list[Panel]] = []
     legend: tuple[str, ...] = ()
     bad = 0

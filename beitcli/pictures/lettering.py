@@ -30,6 +30,7 @@ _OTHER = re.compile(r"notosans\w*(-regular|\[w[\w,]*\])\.(ttf|otf)")  # one scri
 _LATIN = re.compile(r"LATIN (SMALL|CAPITAL) (?:LETTER|LIGATURE) ([A-Z]{1,2})(?: WITH .*)?")
 _NAMELESS = {"ß": "ss", "ẞ": "SS", "\u0131": "i", "þ": "th", "Þ": "Th", "ð": "d", "Ð": "D"}
 _NO_LETTER = "\U0010ffff"  # a font draws its box for it
+_ASCII = "Aaz09"
 _SIZE = 24  # in pixels, to tell letters from the box
 
 
@@ -62,7 +63,7 @@ def set_in(text: str, font: Font) -> tuple[str, Font]:
     if text.isascii() or not isinstance(font, ImageFont.FreeTypeFont):
         return text if text.isascii() else spelled(text, str.isascii), font
     foreign = frozenset(letter for letter in text if not letter.isascii())
-    path = _best(foreign, tuple(_system_fonts()))
+    path = _best(foreign, _system_fonts(tuple(_folders())))
     chosen = None if path is None else _open(path, font.size)
     return spelled(text, lambda letter: _has(path, letter)), chosen or font
 
@@ -96,6 +97,8 @@ def _best(letters: frozenset[str], paths: tuple[str, ...]) -> str | None:
     for path in paths:
         if most == len(letters):
             break
+        if not all(_has(path, letter) for letter in _ASCII):  # the whole line is set in it
+            continue
         had = sum(_has(path, letter) for letter in letters)
         if had > most:
             choice, most = path, had
@@ -108,7 +111,10 @@ def _has(path: str | None, letter: str) -> bool:
     font = _open(path, _SIZE)
     if font is None:
         return False
-    return bytes(font.getmask(letter)) != bytes(font.getmask(_NO_LETTER))
+    try:
+        return bytes(font.getmask(letter)) != bytes(font.getmask(_NO_LETTER))
+    except (OSError, RuntimeError, ValueError):  # a damaged font; a separator of paragraphs, which no layout takes
+        return False
 
 
 @cache
@@ -120,11 +126,12 @@ def _open(path: str | None, size: float) -> Font | None:
         return None
 
 
-def _system_fonts() -> Iterator[str]:
-    """Yields the paths of the fonts that may be used, the preferred ones first."""
-    found = _files(tuple(_folders()))
+@cache
+def _system_fonts(folders: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the paths of the fonts that may be used, the preferred ones first."""
+    found = _files(folders)
     names = [name for name in _PREFERRED if name in found]
-    yield from (found[name] for name in (*names, *sorted(filter(_OTHER.fullmatch, found.keys() - set(names)))))
+    return tuple(found[name] for name in (*names, *sorted(filter(_OTHER.fullmatch, found.keys() - set(names)))))
 
 
 @cache

@@ -305,7 +305,8 @@ def test_images_that_a_run_learned_from_are_said_to_be_so(
         (drawn,) = (event for event in events if isinstance(event, Drawn))
         assert ("images of the model's training data" in drawn.legend) is told
         notes = [event.message for event in events if isinstance(event, Note)]
-        said = f"These are images of the data that '{pretrained_run}' learned from (a twentieth at most was held out)."
+        said = f"'{pretrained_run}' learned from DATA of this name: its training images"
+        said += " (a twentieth at most was held out)."
         assert (said in notes) is told
 
 

@@ -59,7 +59,7 @@ def test_letters_that_no_font_has_are_spelled(no_fonts, name, shown):
 
 
 def test_a_font_of_the_system_sets_what_the_built_in_one_lacks():
-    if not any(lettering._has(path, "ö") for path in lettering._system_fonts()):
+    if not any(lettering._has(path, "ö") for path in lettering._system_fonts(tuple(lettering._folders()))):
         pytest.skip("this system has no font with the letter")
     for form in ("NFC", "NFD"):
         text, font = set_in(unicodedata.normalize(form, "schöner"), FONT)
@@ -69,12 +69,18 @@ def test_a_font_of_the_system_sets_what_the_built_in_one_lacks():
 
 
 def test_the_font_that_has_most_letters_is_taken_and_the_rest_spelled(monkeypatch):
-    had = {None: "", "few": "ö", "most": "öλ", "other": "öλ"}
+    had = {None: "", "few": "Aaz09ö", "most": "Aaz09öλ", "other": "Aaz09öλ", "no latin": "öλ日"}
     monkeypatch.setattr(lettering, "_has", lambda path, letter: letter in had[path])
-    assert lettering._best.__wrapped__(frozenset("öλ日"), ("few", "most", "other")) == "most"
+    assert lettering._best.__wrapped__(frozenset("öλ日"), ("no latin", "few", "most", "other")) == "most"
     assert lettering._best.__wrapped__(frozenset("ö"), ("few", "most")) == "few"
     assert lettering._best.__wrapped__(frozenset("日"), ("few", "most")) is None
     assert spelled("öλ日", lambda letter: letter in had["most"]) == "öλU+65E5"
+
+
+@pytest.mark.parametrize("separator", ["\u2029", "\x85", "\u2028"])
+def test_separators_that_no_layout_takes_are_spelled(separator):
+    assert length(f"a{separator}b", FONT) > length("ab", FONT)
+    grid_of([PLAIN], captions=[f"a{separator}b"])
 
 
 def test_fonts_are_chosen_by_preference_not_by_where_they_lie(monkeypatch, tmp_path):
@@ -82,7 +88,7 @@ def test_fonts_are_chosen_by_preference_not_by_where_they_lie(monkeypatch, tmp_p
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"no font")
     monkeypatch.setattr(lettering, "_folders", lambda: iter([str(tmp_path), str(tmp_path / "missing")]))
-    found = [path.removeprefix(f"{tmp_path}/") for path in lettering._system_fonts()]
+    found = [path.removeprefix(f"{tmp_path}/") for path in lettering._system_fonts(tuple(lettering._folders()))]
     assert found == ["b/Arial.ttf", "a/DejaVuSans.ttf", "c/NotoSansThai-Regular.ttf"]
     assert set_in("schön", FONT) == ("schon", FONT)  # files that are no fonts
 

@@ -189,9 +189,9 @@ class _TokenAccumulator(MetricAccumulator):
     def __init__(self, counts: torch.Tensor, trained: torch.Tensor) -> None:
         self.counts, self.trained = counts, trained
         self.guess = ((trained + 1).float() / (trained.sum() + len(trained)).float()).log()  # as `trained_frequencies`
-        # per batch: summed loss, patches, images, and two (2,) tensors, sums over images and over their squares: of the
-        # correct patches, and of the nats by which the loss is below the guess's. All are read at the end, as to read a
-        # tensor waits for the device.
+        # per batch: summed loss, patches, images, (2,) sums over images and over their squares of the correct patches,
+        # and (3,): such sums of the nats by which the loss is below the guess's, and that over the squares of the loss.
+        # All are read at the end, as to read a tensor waits for the device.
         self.parts: list[tuple[torch.Tensor, int, int, torch.Tensor, torch.Tensor]] = []
 
     def update(
@@ -203,24 +203,25 @@ class _TokenAccumulator(MetricAccumulator):
             right = right & metric_mask
         by_image = right.view(images, -1).sum(dim=1) if images else right.new_zeros(0, dtype=torch.int64)
         correct = torch.stack((right.sum(), by_image.square().sum()))
-        lead = (-self.guess[targets] - losses).view(images or 1, -1).sum(dim=1)
-        led = torch.stack((lead.sum(), lead.square().sum()))
+        lost, lead = (each.view(images or 1, -1).sum(dim=1) for each in (losses, -self.guess[targets] - losses))
+        led = torch.stack((lead.sum(), lead.square().sum(), lost.square().sum()))
         self.parts.append((losses.sum(), len(targets), images, correct, led))
         self.counts.scatter_add_(0, targets, _weights(targets, metric_mask))
 
     def update_empty(self) -> None:
-        self.parts.append((torch.zeros(()), 0, 0, torch.zeros(2, dtype=torch.int64), torch.zeros(2)))
+        self.parts.append((torch.zeros(()), 0, 0, torch.zeros(2, dtype=torch.int64), torch.zeros(3)))
 
     def compute(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
         """Standard errors have images as the units, as the patches of one are alike.
 
-        `loss_lead_std_error` is that of how far the loss is below that of a guess by the frequencies trained on.
+        `loss_lead_std_error` is that of how far the loss is below `unigram_entropy` or ln V, if that is less: paired by
+        image where the former is the cross entropy of a guess by the tokens trained on, else that of the loss.
         """
         parts = [
             (float(loss), patches, images, *right.tolist(), *led.tolist())
             for loss, patches, images, right, led in self.parts
         ]
-        loss, patches, images, right, squares, lead, lead_squares = map(
+        loss, patches, images, right, squares, lead, lead_squares, loss_squares = map(
             sum, zip(*world.gather_interleaved(parts), strict=True)
         )
         counts = world.all_reduce_sum(self.counts.clone())
@@ -233,7 +234,9 @@ class _TokenAccumulator(MetricAccumulator):
             known["measured_images"] = images
         if images > 1:
             known["masked_accuracy_std_error"] = _error_of_sum(right, squares, images) / hidden
-            known["loss_lead_std_error"] = _error_of_sum(lead, lead_squares, images) / patches
+            is_paired = is_few and entropy < math.log(len(counts))
+            sums = (lead, lead_squares) if is_paired else (loss, loss_squares)
+            known["loss_lead_std_error"] = _error_of_sum(*sums, images) / patches
         return {
             "loss": loss / patches,
             "masked_accuracy": right / hidden,

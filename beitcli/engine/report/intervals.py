@@ -31,14 +31,15 @@ def interval_of(name: str, measured: Mapping[str, float]) -> tuple[float, float]
     """Returns the interval of 95% of a metric of held-out images; None if it has none, as mean IoU and AP.
 
     Args:
-        measured: Metrics of one measuring: a standard error over images (`NAME_std_error`), and for one of 0 the
-            number of patches; or the number of images.
+        measured: Metrics of one measuring: a standard error over images (`NAME_std_error`), and where nothing or all
+            is right the number of patches; or the number of images.
     """
     value, error = measured[name], measured.get(f"{name}_std_error")
     if error is not None:
         images = int(measured.get("measured_images", 0))
-        if images and not error:  # all images alike, as where nothing is right: they tell no spread, the patches do
-            return share_interval(value, int(measured.get("measured_patches", images)))
+        if images and not error:  # all images alike
+            is_end = value in (0.0, 1.0)  # of which no number of images tells a spread, and the patches do
+            return share_interval(value, int(measured.get("measured_patches", images)) if is_end else images)
         half = abs(error) * (student_95(images - 1) if images else NORMAL_95)
         return max(0.0, value - half), min(1.0, value + half)
     images = int(measured.get("images", 0))
@@ -74,4 +75,4 @@ def wilson(right: int, of: int, z: float = NORMAL_95) -> tuple[float, float]:
     share, squared = right / of, z * z
     center = (share + squared / (2 * of)) / (1 + squared / of)
     half = z / (1 + squared / of) * math.sqrt(share * (1 - share) / of + squared / (4 * of * of))
-    return max(0.0, center - half), min(1.0, center + half)
+    return max(0.0, center - half) if right else 0.0, min(1.0, center + half) if right < of else 1.0

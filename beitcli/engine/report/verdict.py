@@ -162,7 +162,7 @@ def _tokens(last: Mapping[str, float], measured: Measured) -> Verdict:
         return Verdict("early", f"It has learnt little yet: {over}; {figures}. {measured.way_out}")
     if images == 1:
         return Verdict("unknown", f"One image does not tell whether it learns: {figures}. Give more images.")
-    if low <= guess:
+    if low <= guess or accuracy <= guess:
         return _by_loss(last, loss, figures, measured)
     if accuracy < _TIMES * guess and -above < _NATS:
         return Verdict(

@@ -137,14 +137,19 @@ def _measured(shape: BlockShape, candidates: Contexts) -> Tried:
     tried = _remembered.get(key) or _load(key)
     if tried is None:
         tried = benchmark_arithmetic(shape, candidates)
-        if not (tried.is_whole and tried.is_settled):  # memory was short, or the machine busy: the next run tries again
+        if not tried.is_whole:  # memory may have been short: the next one tries again
             return tried
-        with suppress(OSError, RuntimeError):  # no cache, no home: it is remembered for this process alone
-            path = _path(key)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_text(path, json.dumps({"about": about, "tried": asdict(tried)}, indent=1) + "\n")
+        if tried.is_settled:  # else the machine was busy, and the next process tries again
+            _keep(key, about, tried)
     _remembered[key] = tried
     return tried
+
+
+def _keep(key: str, about: dict[str, Any], tried: Tried) -> None:
+    with suppress(OSError, RuntimeError):  # no cache, no home: it is remembered for this process alone
+        path = _path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(path, json.dumps({"about": about, "tried": asdict(tried)}, indent=1) + "\n")
 
 
 def _path(key: str) -> Path:

@@ -30,7 +30,7 @@ _FLOP, _MOST_THREADS = 4e9, 8  # of a block's forward and backward pass, a threa
 _LEAST_LENGTH = 32
 _ROUNDS = 3
 _AGREE = 1.15  # times the fastest, up to which the second fastest confirms it
-_LONGEST = 1.5  # seconds, after which no further round begins
+_LONGEST, _LONGEST_PAIR = 1.5, 6.0  # seconds, after which two rounds, or one, are enough
 _ROWS = 64  # of the products compared with float64
 
 Contexts = Mapping[str, Callable[[], AbstractContextManager[object]]]
@@ -162,8 +162,10 @@ def _times(shape: BlockShape, candidates: Contexts) -> tuple[dict[str, float], b
             with context():
                 step()
             taken[name].append(1000 * (time.perf_counter() - start))
-        is_settled = number >= _ROUNDS and all(_are_confirmed(each[1:]) for each in taken.values())
-        if is_settled or (number and time.perf_counter() - begun > _LONGEST):
+        passed = time.perf_counter() - begun
+        is_last = (number > 1 and passed > _LONGEST) or (number and passed > _LONGEST_PAIR)
+        is_settled = number > 1 and all(_are_confirmed(each[1:]) for each in taken.values())
+        if is_last or (is_settled and number >= _ROUNDS):
             break
     return {name: min(each[1:]) for name, each in taken.items()}, is_settled
 

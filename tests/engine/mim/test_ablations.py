@@ -164,13 +164,14 @@ def test_error_of_the_accuracy_is_that_of_images(tokenizer_run):
 
 
 def test_error_of_the_lead_of_the_loss_is_that_of_images(tokenizer_run):
-    """Codes 0 and 1 of 16 were trained on 39 and 9 times: guesses of 40/64 and 10/64; the model gives each a half.
+    """Codes 0 and 1 of 16 were trained on 79 and 19 times: guesses of 80/114 and 20/114; the model gives each a half.
 
-    Leads of a patch: ln(64/40) - ln 2 = ln 0.8 of code 0, ln(64/10) - ln 2 = ln 3.2 of code 1. Three images of two
-    patches with 0, 1 and 2 of code 1 have leads of 2 ln 0.8 + (0, 1, 2) ln 4, whose deviation is ln 4.
+    Leads of a patch: ln(114/80) - ln 2 = ln 0.7125 of code 0, ln(114/20) - ln 2 = ln 2.85 of code 1. Three images of
+    two patches with 0, 1 and 2 of code 1 have leads of 2 ln 0.7125 + (0, 1, 2) ln 4, whose deviation is ln 4. Where few
+    tokens were trained on, the guess is the measured ones' own: the error is that of the loss, 0.
     """
     target = TokenTarget(open_tokenizer(str(tokenizer_run)), torch.device("cpu"))
-    target.load_state({"token_counts": torch.tensor([39, 9] + [0] * 14)})
+    target.load_state({"token_counts": torch.tensor([79, 19] + [0] * 14)})
     tokens = torch.tensor([0, 0, 0, 1, 1, 1])
     outputs = torch.full((6, 16), -100.0)
     outputs[:, :2] = 0.0
@@ -183,6 +184,10 @@ def test_error_of_the_lead_of_the_loss_is_that_of_images(tokenizer_run):
         measured = accumulator.compute()
         assert measured["loss"] == pytest.approx(math.log(2))
         assert measured["loss_lead_std_error"] == pytest.approx(math.log(4) * 3**0.5 / 6, rel=1e-5)
+    target.load_state({"token_counts": torch.tensor([39, 9] + [0] * 14)})
+    untrained = target.accumulator()
+    untrained.update(outputs, tokens, None, 3)
+    assert untrained.compute()["loss_lead_std_error"] == pytest.approx(0, abs=1e-3)
 
 
 def test_guesses_beside_few_measured_patches_are_by_the_tokens_trained_on(tokenizer_run):

@@ -7,12 +7,29 @@ from typing import Any
 import pytest
 import torch
 
-from beitcli.engine.report.intervals import student_95, wilson
+from beitcli.engine.report.intervals import interval_of, share_interval, student_95, wilson
 from beitcli.engine.report.verdict import Measured, Verdict, verdict_of
 from beitcli.engine.segmentation.metrics import metrics_of
 
 TOKENS = {"masked_accuracy": 0.042, "baseline_accuracy": 0.00382, "loss": 5.52, "unigram_entropy": 6.83}
 CODES = {"psnr": 20.69, "codes_used": 1007, "perplexity": 804.4, "commonest_share": 0.0049}
+
+
+def test_none_right_is_not_learning_though_no_guess_is_right_either():
+    for patches in (75, 150, 300):
+        none = {"masked_accuracy": 0.0, "masked_accuracy_std_error": 0.0, "baseline_accuracy": 0.0, "loss": 6.9}
+        none |= {"unigram_entropy": 7.0, "measured_patches": patches, "measured_images": 4}
+        grade, text = judged(none, vocab_size=2048)
+        assert grade == "early", text
+        assert "not shown to be better than guessing" in text
+
+
+def test_images_that_tie_are_counted_as_images():
+    """Two images with 10 of 75 patches right each tell no more than two with 11 and 9."""
+    tied = {"masked_accuracy": 10 / 75, "masked_accuracy_std_error": 0.0, "measured_patches": 150, "measured_images": 2}
+    assert interval_of("masked_accuracy", tied) == share_interval(10 / 75, 2)
+    for right, ends in ((0.0, (0.0, wilson(0, 150)[1])), (1.0, (wilson(150, 150)[0], 1.0))):
+        assert interval_of("masked_accuracy", tied | {"masked_accuracy": right}) == ends
 
 
 def judged(last: dict[str, float], command: str = "pretrain", **more: object) -> tuple[str, str]:
