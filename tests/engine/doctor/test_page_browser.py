@@ -44,7 +44,7 @@ def test_the_page_has_the_findings_of_json(browser: Any, beit: Callable, folder:
         assert "1 cannot be read" in page.text_content("#verdict")
         assert HOSTILE_FILE in page.text_content(".finding.misnamed")
         assert page.text_content(".finding.unreadable .frame") == "cannot be read"
-        command = "beit finetune DATA --init hf://microsoft/beit-base-patch16-224-pt22k"
+        command = "beit finetune LABELLED --init hf://microsoft/beit-base-patch16-224-pt22k --recipe base-22k --batch-size 32 --lr 1.25e-4"
         assert command in page.locator("#findings code").all_text_contents()
         assert "`" not in page.text_content("#findings")
         rows = (
