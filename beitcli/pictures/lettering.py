@@ -57,7 +57,7 @@ def set_in(text: str, font: Font) -> tuple[str, Font]:
     """Returns the text as it can be set, and the font for it: `font`, or one of the system in its size.
 
     Args:
-        font: The built-in font in the size that is wanted.
+        font: The built-in font, in the size of the text.
     """
     text = composed(text)
     if text.isascii() or not isinstance(font, ImageFont.FreeTypeFont):

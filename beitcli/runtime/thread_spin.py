@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 
-SPINS = 6_000  # a quiet machine computes about as fast, one with a busy core eight times faster (docs/performance.md)
+SPINS = 6_000  # a quiet machine computes about as fast, one with a busy core nine times faster (docs/performance.md)
 _SPIN_COUNT, _ASKED_FOR = "GOMP_SPINCOUNT", ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 

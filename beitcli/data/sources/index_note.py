@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from beitcli.runtime.storage.regular_files import regular_descriptor
+from beitcli.runtime.storage.regular_files import read_untouched
 from beitcli.runtime.storage.safe_json import parse_json
 
 INDEX = "index"  # name of the entry in the file's metadata
@@ -18,12 +17,10 @@ def index_of(path: Path) -> str:
 
     The time of the last access, by which `beit cache prune` goes, stays as it is; where it cannot, nothing is read.
     """
-    if not hasattr(os, "O_NOATIME"):
-        return ""
     try:
-        with open(path, "rb", opener=lambda name, flags: regular_descriptor(name, flags | os.O_NOATIME)) as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = parse_json(file.read(size)) if 0 < size <= _LARGEST else {}
+        start = read_untouched(path, 8 + _LARGEST)
+        size = int.from_bytes(start[:8], "little")
+        header = parse_json(start[8 : 8 + size]) if 0 < size <= _LARGEST else {}
         of = parse_json(header["__metadata__"][INDEX].encode())[3]
         return of[-_LONGEST:] if isinstance(of, str) else ""
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

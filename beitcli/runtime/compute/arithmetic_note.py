@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from beitcli.runtime.metric_text import counted
-from beitcli.runtime.storage.regular_files import regular_descriptor
+from beitcli.runtime.storage.regular_files import read_untouched
 from beitcli.runtime.storage.safe_json import parse_json
 
 _LARGEST = 1 << 16  # bytes
@@ -17,11 +16,8 @@ def arithmetic_of(path: Path) -> str:
 
     The time of the last access, by which `beit cache prune` goes, stays as it is; where it cannot, nothing is read.
     """
-    if not hasattr(os, "O_NOATIME"):
-        return ""
     try:
-        with open(path, "rb", opener=lambda name, flags: regular_descriptor(name, flags | os.O_NOATIME)) as file:
-            about = parse_json(file.read(_LARGEST))["about"]
+        about = parse_json(read_untouched(path, _LARGEST))["about"]
         shape = about["shape"]
         numbers = [shape["width"], shape["length"], shape["images"], about["threads"]]
         if not all(type(each) is int for each in numbers):

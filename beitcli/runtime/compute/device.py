@@ -180,7 +180,7 @@ def choose_workers(
 
     Args:
         world: Its ranks have workers each, on their own share of the cores.
-        training: Loads the batches of a training, for which one worker pays on two cores already: 1.1 to 1.6 times as
+        training: Loads the batches of a training, for which one worker pays on two cores already: 1.1 to 1.3 times as
             many images a second (docs/performance.md). A short command would wait for the worker's start.
     """
     if workers >= 0:

@@ -26,6 +26,18 @@ def read_regular(path: _Path) -> bytes:
         return file.read()
 
 
+def read_untouched(path: _Path, size: int) -> bytes:
+    """Reads the first bytes of a file, `size` at most, and leaves the time of its last access as it is.
+
+    Raises:
+        OSError: As of `open_regular`; or the system, or the file's owner, does not leave that time to a reader.
+    """
+    if not hasattr(os, "O_NOATIME"):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), os.fspath(path))
+    with open(path, "rb", opener=lambda name, flags: regular_descriptor(name, flags | os.O_NOATIME)) as file:
+        return file.read(size)
+
+
 def require_regular(path: _Path) -> None:
     """Raises as `open_regular` does, for libraries that open a path themselves."""
     _require(os.stat(path).st_mode, path)

@@ -206,7 +206,7 @@ def _require_free(path: Path, resume: bool) -> None:
             raise in_use(path)
         raise UsageError(
             f"--out '{path}' is not empty: it holds a run.",
-            "Add --resume to go on with that run. To begin anew, give another --out, or delete the folder first; "
+            "Add --resume to go on with that run. To start over, give another --out, or delete the folder first; "
             f"`{shell_line(['beit', 'report', str(path)])}` shows what is in it.",
         )
     if occupied and not (path / "config.toml").exists():

@@ -44,7 +44,7 @@ def test_a_folder_that_holds_something_is_refused_and_untouched(tmp_path):
         RunFolder.create(tmp_path, resume=False)
     assert caught.value.message.endswith("it holds a run.")
     assert caught.value.hint.startswith(
-        "Add --resume to go on with that run. To begin anew, give another --out, or delete the folder first; "
+        "Add --resume to go on with that run. To start over, give another --out, or delete the folder first; "
     )
     assert "--resume" in caught.value.hint
 
