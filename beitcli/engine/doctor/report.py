@@ -280,15 +280,11 @@ def _of_trainings(images: int) -> Iterator[DataFinding]:
     if not images:
         return
     held_out = held_out_images(images, PretrainConfig.holdout)
-    for each in one_image_findings("pretrain", images):
-        why = each.what.partition(": ")[2]
-        what = f"1 image is too few to pretrain on: {why}"
-        yield DataFinding(f"{each.kind}-to-pretrain", "note", 0, what, each.way_out)
-        what, way_out = (
-            "1 image is too few for a tokenizer, too.",
-            "A trial: `beit train-tokenizer sample --recipe tiny`.",
-        )
-        yield DataFinding(f"{each.kind}-to-train-tokenizer", "note", 0, what, way_out)
+    if (alone := next(iter(one_image_findings("pretrain", images)), None)) is not None:
+        what = f"1 image is too few to pretrain on: {alone.what.partition(': ')[2]}"
+        yield DataFinding(f"{alone.kind}-to-pretrain", "note", 0, what, alone.way_out)
+        what, way_out = "1 image is too few for a tokenizer, too.", "A trial: `beit train-tokenizer sample --recipe tiny`."
+        yield DataFinding(f"{alone.kind}-to-train-tokenizer", "note", 0, what, way_out)
         return
     for command, what in (("pretrain", "To pretrain on"), ("train-tokenizer", "For a tokenizer")):
         for each in few_findings(command, images - held_out, held_out):
