@@ -283,7 +283,8 @@ def _of_trainings(images: int) -> Iterator[DataFinding]:
     if (alone := next(iter(one_image_findings("pretrain", images)), None)) is not None:
         what = f"1 image is too few to pretrain on: {alone.what.partition(': ')[2]}"
         yield DataFinding(f"{alone.kind}-to-pretrain", "note", 0, what, alone.way_out)
-        what, way_out = "1 image is too few for a tokenizer, too.", "A trial: `beit train-tokenizer sample --recipe tiny`."
+        way_out = "A trial: `beit train-tokenizer sample --recipe tiny`."
+        what = "1 image is too few for a tokenizer, too."
         yield DataFinding(f"{alone.kind}-to-train-tokenizer", "note", 0, what, way_out)
         return
     for command, what in (("pretrain", "To pretrain on"), ("train-tokenizer", "For a tokenizer")):
